@@ -1,0 +1,7 @@
+# One line a job. They use the Python that is active: create a virtual environment first.
+build: ; MICROGPT_REQUIRE_EXTENSION=1 pip install -e '.[dev]'
+test: ; MICROGPT_BACKEND=cython pytest && MICROGPT_BACKEND=python pytest
+lint: ; ruff check . && mypy src
+bench: ; python benchmarks/compare.py && pytest benchmarks
+clean: ; rm -rf build dist src/*.egg-info src/microgpt/_core.c src/microgpt/_core.*.so .pytest_cache .mypy_cache .ruff_cache
+.PHONY: build test lint bench clean

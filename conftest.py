@@ -1,0 +1,51 @@
+"""Fixtures of the tests and the benchmarks."""
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _compiled_core():
+    try:
+        return importlib.import_module("microgpt._core")
+    except ModuleNotFoundError:
+        if os.environ.get("MICROGPT_BACKEND") == "cython":
+            raise
+        pytest.skip("the compiled core was not built")
+
+
+def _pure_core():
+    return importlib.import_module("microgpt._core_py")
+
+
+@pytest.fixture(scope="session", params=["cython", "python"])
+def core(request):
+    """Give each of the two cores in turn."""
+    return _compiled_core() if request.param == "cython" else _pure_core()
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """Give the compiled core, for what only it promises."""
+    return _compiled_core()
+
+
+@pytest.fixture(scope="session")
+def cores():
+    """Give both cores, the specification first."""
+    return _pure_core(), _compiled_core()
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Give the folder with the data and the records of the original program."""
+    folder = os.environ.get("MICROGPT_REFERENCE")
+    if not folder:
+        pytest.skip("MICROGPT_REFERENCE is not set")
+    folder = Path(folder)
+    for name in ("data/names.txt", "golden/default.json"):
+        if not (folder / name).is_file():
+            pytest.skip(f"MICROGPT_REFERENCE has no {name}")
+    return folder

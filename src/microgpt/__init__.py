@@ -1,0 +1,65 @@
+"""microgpt: the 200-line GPT on scalar autograd, with a compiled core.
+
+>>> import microgpt as mg
+>>> docs = mg.load_documents()
+>>> run = mg.train(docs, steps=3, seed=42)
+>>> len(run.losses), len(mg.generate(run, n=2))
+(3, 2)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .gradcheck import gradcheck
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are loaded when first used, so that a MICROGPT_BACKEND that
+# cannot be had is reported by the command line in one line, not by a traceback of the import.
+_MODULES = {
+    "core": (
+        "BACKEND",
+        "BACKEND_REASON",
+        "Matrix",
+        "Value",
+        "adam_update",
+        "attention",
+        "attention_weights",
+        "cross_entropy",
+        "embedding",
+        "grad_enabled",
+        "linear",
+        "mean",
+        "no_grad",
+        "relu",
+        "rmsnorm",
+        "softmax",
+    ),
+    "tokenizer": ("Tokenizer",),
+    "data": ("DownloadError", "describe", "load_documents"),
+    "model": ("GPT", "Cache", "Config"),
+    "adam": ("Adam", "linear_decay"),
+    "sampling": ("generate", "sample"),
+    "training": ("Run", "prepare", "train", "train_step"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["__version__", "gradcheck", *_HOME]
+
+if TYPE_CHECKING:
+    from .adam import *  # noqa: F403
+    from .core import *  # noqa: F403
+    from .data import *  # noqa: F403
+    from .model import *  # noqa: F403
+    from .sampling import *  # noqa: F403
+    from .tokenizer import *  # noqa: F403
+    from .training import *  # noqa: F403
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'microgpt' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

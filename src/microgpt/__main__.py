@@ -1,0 +1,19 @@
+"""Run the command line: `python -m microgpt`, and the command `microgpt`."""
+
+import sys
+
+
+def main() -> int:
+    """Run the command line with the arguments of the process; return the exit code."""
+    try:
+        from . import core  # noqa: F401
+    except (ImportError, ValueError) as error:  # MICROGPT_BACKEND asks for what there is not
+        print(f"microgpt: {error}", file=sys.stderr)
+        return 2
+    from .cli import run_command
+
+    return run_command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

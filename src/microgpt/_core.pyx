@@ -1,0 +1,1626 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The autograd core, compiled: the same names in the same order as `_core_py.py`, its definition.
+
+How a graph lies in memory
+--------------------------
+A node is one cache line. It is a number with up to two children, or it stands for a block:
+
+    L = a * b + a          handles (Python)     nodes (slabs, in order of creation)
+
+                               a  ----------->  LEAF  data grad
+                               b  ----------->  LEAF  data grad
+                                                MUL   data grad  left=a right=b  dL/da dL/db
+                               L  ----------->  ADD   data grad  left=* right=a  1.0   1.0
+
+- Nodes are taken in order from 64 KiB chunks, aligned to their size so that a node finds its
+  chunk; a step therefore writes memory in order. 16 chunks are one arena, the piece that is
+  asked from and returned to the system.
+- A `Value` is a handle: a Python object that holds nothing but a node. A node counts its handle
+  and its parents, and at zero it is released with a list, not with recursion. A node remembers
+  its handle, so `v._children[0] is a` while a is alive.
+- A `Matrix` is a handle too. Its node has kind BLOCK and points to a `Block`: shape, numbers,
+  gradients, op, inputs, and what backward needs (saved numbers, ids).
+- `m[i][j]` is a node of kind ELEMENT that reads and writes the number inside its block.
+- `m[a:b]` is a block whose numbers and gradients lie in the block it was cut from.
+- Buffers and Blocks that are done with wait in lists for the next one of their size.
+
+Everything that creates, counts or frees nodes runs under the GIL. The forward and backward of a
+block are functions of the node alone (inputs, output, saved, ids).
+"""
+
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from cpython.object cimport PyObject
+from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.string cimport memmove, memset
+
+cimport cython
+
+from contextlib import ContextDecorator
+
+from ._core_py import (
+    RMSNORM_EPS,
+    _adam_rates,
+    _adam_shapes,
+    _add_shapes,
+    _attention_shapes,
+    _exp,
+    _first_rows,
+    _ids,
+    _index,
+    _is_number,
+    _linear_shapes,
+    _links,
+    _load_shapes,
+    _log,
+    _number,
+    _one_target_a_row,
+    _power,
+    _rectangle,
+    _row_index,
+    _row_slice,
+    _sizes,
+)
+
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+    Py_ssize_t Py_REFCNT(PyObject*)
+
+
+cdef extern from "_kernels.h" nogil:
+    ctypedef Py_ssize_t Index
+    void embedding_forward(double*, const double*, const Index*, Index, Index)
+    void embedding_backward(double*, const double*, const Index*, Index, Index)
+    void add_forward(double*, const double*, const double*, Index)
+    void add_backward(double*, double*, const double*, Index)
+    void linear_forward(double*, double*, const double*, const double*, Index, Index, Index)
+    void linear_backward(double*, double*, const double*, const double*, const double*,
+                         Index, Index, Index)
+    void rmsnorm_forward(double*, double*, const double*, double, Index, Index)
+    void rmsnorm_backward(double*, const double*, const double*, const double*, Index, Index)
+    void relu_forward(double*, const double*, Index)
+    void relu_backward(double*, const double*, const double*, Index)
+    void softmax_forward(double*, const double*, Index, Index)
+    void softmax_backward(double*, const double*, const double*, Index, Index)
+    void attention_weights_forward(double*, const double*, const double*, const Index*,
+                                   Index, Index, Index, Index)
+    void attention_weights_backward(double*, double*, const double*, const double*,
+                                    const double*, const double*, const Index*,
+                                    Index, Index, Index, Index)
+    void attention_forward(double*, double*, const double*, const double*, const double*,
+                           const Index*, Index, Index, Index, Index)
+    void attention_backward(double*, double*, double*, double*, const double*, const double*,
+                            const double*, const double*, const double*, const Index*,
+                            Index, Index, Index, Index)
+    void cross_entropy_forward(double*, double*, const double*, const Index*, Index, Index)
+    void cross_entropy_backward(double*, const double*, const double*, const Index*, Index, Index)
+    double mean_forward(const double*, Index)
+    void mean_backward(double*, double, Index)
+    void adam(double*, double*, double*, double*, double, double, double, double, Index)
+
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #define MICROGPT_THREAD_LOCAL __declspec(thread)
+    #else
+    #define MICROGPT_THREAD_LOCAL _Thread_local
+    #endif
+    static MICROGPT_THREAD_LOCAL int no_grad_depth = 0;
+    """
+    int no_grad_depth
+
+
+cdef enum Kind:
+    LEAF
+    ADD  # ADD to CUSTOM2: two children, left and right
+    MUL
+    CUSTOM2
+    POW  # POW to CUSTOM1: one child, left
+    EXP
+    LOG
+    RELU
+    CUSTOM1
+    CUSTOM  # any number of children, in right as Many*
+    ELEMENT  # left: a block's node; right: the place in the block, as a number
+    MEAN  # left: a block's node
+    BLOCK  # right: Block*
+
+
+cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "mean", "")
+
+
+cdef enum Op:
+    NONE  # a leaf
+    VIEW  # rows of inputs[0], sharing its numbers and gradients
+    PACK
+    EMBEDDING
+    MATRIX_ADD
+    LINEAR
+    RMSNORM
+    MATRIX_RELU
+    SOFTMAX
+    ATTENTION
+    ATTENTION_WEIGHTS
+    CROSS_ENTROPY
+
+
+cdef struct Node:  # 64 bytes
+    PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a list
+    uint32_t refs  # the handle and the parents
+    uint16_t mark  # 0, or the number of the backward run that is at work on this node
+    uint8_t kind
+    double data
+    double grad
+    Node* left
+    void* right
+    double local_grad[2]
+
+
+cdef struct Many:
+    Py_ssize_t n
+    Node** children
+    double* local_grads
+
+
+cdef struct Ids:  # a small buffer of ints that nodes share
+    Py_ssize_t refs
+    Py_ssize_t n
+    Index* items
+
+
+cdef struct Block:
+    Py_ssize_t rows
+    Py_ssize_t cols
+    double* data
+    double* grad  # NULL until needed
+    double* saved  # what backward needs of the forward
+    Py_ssize_t n_saved
+    Node* inputs[3]
+    Node** items  # PACK: one scalar node an entry, else NULL
+    Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
+    Ids* ids
+    Py_ssize_t n_head
+    uint8_t op
+    uint8_t n_inputs
+    Block* next  # in the list of Blocks done with
+
+
+cdef inline Block* block_of(Node* node) noexcept nogil:
+    return <Block*>node.right
+
+
+cdef inline double* place_of(Node* element) noexcept nogil:
+    return block_of(element.left).data + <uintptr_t>element.right
+
+
+# Memory: raw pieces, arenas and chunks of nodes, buffers of doubles
+
+
+cdef void* allocate(size_t size) except NULL:
+    """The one place that asks the system for memory."""
+    cdef void* memory = PyMem_RawMalloc(size)
+    if memory is NULL:
+        raise MemoryError(f"no memory for {size} bytes of graph")
+    return memory
+
+
+cdef struct Arena:
+    void* memory
+    uint32_t n_empty
+
+
+cdef struct Chunk:  # the first 64 bytes of a chunk
+    Arena* arena
+    Chunk* next
+    Chunk* previous
+    Node* freed  # released nodes, linked by handle
+    uint32_t live
+    uint8_t state
+
+
+cdef enum ChunkState:
+    CURRENT  # nodes are taken from it
+    FULL  # more than half of its nodes are alive
+    SPARSE  # in the list of chunks worth taking nodes from
+    EMPTY
+
+
+cdef enum:
+    CHUNK_BYTES = 1 << 16
+    CHUNKS_PER_ARENA = 16
+    SPARE_CHUNKS = 256  # empty chunks kept for the next graph: 16 MiB
+
+
+cdef uint32_t NODES_PER_CHUNK = CHUNK_BYTES // sizeof(Node) - 1
+cdef Chunk* current_chunk = NULL
+cdef Node* next_node = NULL  # the untouched rest of the current chunk
+cdef Node* end_of_chunk = NULL
+cdef Chunk* empty_chunks = NULL
+cdef Chunk* sparse_chunks = NULL
+cdef Py_ssize_t n_empty_chunks = 0
+
+
+cdef inline Chunk* chunk_of(Node* node) noexcept:
+    return <Chunk*>(<uintptr_t>node & ~<uintptr_t>(CHUNK_BYTES - 1))
+
+
+cdef inline void put_chunk(Chunk** first, Chunk* chunk) noexcept:
+    chunk.previous = NULL
+    chunk.next = first[0]
+    if first[0] is not NULL:
+        first[0].previous = chunk
+    first[0] = chunk
+
+
+cdef inline void take_chunk(Chunk** first, Chunk* chunk) noexcept:
+    if chunk.previous is NULL:
+        first[0] = chunk.next
+    else:
+        chunk.previous.next = chunk.next
+    if chunk.next is not NULL:
+        chunk.next.previous = chunk.previous
+
+
+cdef int new_arena() except -1:
+    global empty_chunks, n_empty_chunks
+    cdef size_t size = (CHUNKS_PER_ARENA + 1) * CHUNK_BYTES + sizeof(Arena)
+    cdef void* memory = allocate(size)
+    cdef uintptr_t first = (<uintptr_t>memory + CHUNK_BYTES - 1) & ~<uintptr_t>(CHUNK_BYTES - 1)
+    cdef Arena* arena = <Arena*>(first + CHUNKS_PER_ARENA * CHUNK_BYTES)
+    cdef Chunk* chunk
+    cdef int i
+    arena.memory = memory
+    arena.n_empty = CHUNKS_PER_ARENA
+    for i in range(CHUNKS_PER_ARENA - 1, -1, -1):
+        chunk = <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES)
+        chunk.arena = arena
+        chunk.live = 0
+        chunk.freed = NULL
+        chunk.state = EMPTY
+        put_chunk(&empty_chunks, chunk)
+    n_empty_chunks += CHUNKS_PER_ARENA
+    return 0
+
+
+cdef void free_arena(Arena* arena) noexcept:
+    global n_empty_chunks
+    cdef uintptr_t first = <uintptr_t>arena - CHUNKS_PER_ARENA * CHUNK_BYTES
+    cdef int i
+    for i in range(CHUNKS_PER_ARENA):
+        take_chunk(&empty_chunks, <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES))
+    n_empty_chunks -= CHUNKS_PER_ARENA
+    PyMem_RawFree(arena.memory)
+
+
+cdef int next_chunk() except -1:
+    """Make another chunk the current one: an empty one, else a sparse one, else a new one."""
+    global current_chunk, next_node, end_of_chunk, n_empty_chunks
+    cdef Chunk* chunk
+    if empty_chunks is NULL and sparse_chunks is NULL:
+        new_arena()
+    if current_chunk is not NULL:
+        current_chunk.state = FULL
+    next_node = end_of_chunk = NULL
+    if empty_chunks is not NULL:
+        chunk = empty_chunks
+        take_chunk(&empty_chunks, chunk)
+        n_empty_chunks -= 1
+        chunk.arena.n_empty -= 1
+        chunk.freed = NULL
+        next_node = <Node*>chunk + 1
+        end_of_chunk = next_node + NODES_PER_CHUNK
+    else:
+        chunk = sparse_chunks
+        take_chunk(&sparse_chunks, chunk)
+    chunk.state = CURRENT
+    current_chunk = chunk
+    return 0
+
+
+cdef inline Node* new_node(Kind kind, double data) except NULL:
+    """Return a node without handle, parents or children."""
+    global next_node
+    cdef Node* node
+    if next_node is end_of_chunk and (current_chunk is NULL or current_chunk.freed is NULL):
+        next_chunk()
+    if next_node is not end_of_chunk:
+        node = next_node
+        next_node += 1
+    else:
+        node = current_chunk.freed
+        current_chunk.freed = <Node*>node.handle
+    current_chunk.live += 1
+    node.handle = NULL
+    node.refs = 0
+    node.mark = 0
+    node.kind = kind
+    node.data = data
+    node.grad = 0.0
+    node.left = NULL
+    node.right = NULL
+    return node
+
+
+cdef inline void free_node(Node* node) noexcept:
+    global next_node, n_empty_chunks
+    cdef Chunk* chunk = chunk_of(node)
+    node.handle = <PyObject*>chunk.freed
+    chunk.freed = node
+    chunk.live -= 1
+    if chunk.state == CURRENT:
+        if chunk.live == 0 and end_of_chunk is not NULL:
+            chunk.freed = NULL
+            next_node = end_of_chunk - NODES_PER_CHUNK
+    elif chunk.live == 0:
+        if chunk.state == SPARSE:
+            take_chunk(&sparse_chunks, chunk)
+        chunk.state = EMPTY
+        put_chunk(&empty_chunks, chunk)
+        n_empty_chunks += 1
+        chunk.arena.n_empty += 1
+        if chunk.arena.n_empty == CHUNKS_PER_ARENA and n_empty_chunks > SPARE_CHUNKS:
+            free_arena(chunk.arena)
+    elif chunk.state == FULL and chunk.live <= NODES_PER_CHUNK // 2:
+        chunk.state = SPARSE
+        put_chunk(&sparse_chunks, chunk)
+
+
+cdef enum:
+    N_CLASSES = 15  # buffers of 8, 16, ... 131,072 doubles wait for reuse; larger ones do not
+    SPARE_DOUBLES = 1 << 23  # and 64 MiB of them at most
+
+
+cdef void** spare_buffers[N_CLASSES]
+cdef Py_ssize_t n_spare_doubles = 0
+
+
+cdef inline int size_class(Py_ssize_t n) noexcept:
+    cdef int i = 0
+    while i < N_CLASSES and (<Py_ssize_t>8 << i) < n:
+        i += 1
+    return i
+
+
+cdef double* new_buffer(Py_ssize_t n) except NULL:
+    """Return room for n doubles, aligned to a cache line, its content undefined."""
+    global n_spare_doubles
+    cdef int i = size_class(n)
+    cdef void** raw
+    cdef uintptr_t start
+    if i < N_CLASSES:
+        n = <Py_ssize_t>8 << i
+        if spare_buffers[i] is not NULL:
+            raw = spare_buffers[i]
+            spare_buffers[i] = <void**>raw[0]
+            n_spare_doubles -= n
+            return <double*>raw
+    if n > (PY_SSIZE_T_MAX - 128) // <Py_ssize_t>sizeof(double):
+        raise MemoryError(f"no memory for {n} numbers")
+    raw = <void**>allocate(n * sizeof(double) + 64 + sizeof(void*))
+    start = (<uintptr_t>raw + sizeof(void*) + 63) & ~<uintptr_t>63
+    (<void**>start - 1)[0] = raw
+    return <double*>start
+
+
+cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
+    global n_spare_doubles
+    if buffer is NULL:
+        return
+    cdef int i = size_class(n)
+    cdef void** start = <void**>buffer
+    if i < N_CLASSES and n_spare_doubles < SPARE_DOUBLES:
+        start[0] = spare_buffers[i]
+        spare_buffers[i] = start
+        n_spare_doubles += <Py_ssize_t>8 << i
+    else:
+        PyMem_RawFree((start - 1)[0])
+
+
+cdef Block* spare_blocks = NULL
+
+
+cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved) except NULL:
+    """Return the node of a block with room for its numbers (undefined) and n_saved more."""
+    global spare_blocks
+    cdef Node* node
+    cdef Block* block = spare_blocks
+    if cols > PY_SSIZE_T_MAX // rows:
+        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
+    if block is NULL:
+        block = <Block*>allocate(sizeof(Block))
+    else:
+        spare_blocks = block.next
+    memset(block, 0, sizeof(Block))
+    block.rows, block.cols, block.op = rows, cols, op
+    try:
+        if op != VIEW:
+            block.data = new_buffer(rows * cols)
+        if n_saved:
+            block.saved = new_buffer(n_saved)
+            block.n_saved = n_saved
+        node = new_node(BLOCK, 0.0)
+    except:
+        free_block(block)
+        raise
+    node.right = block
+    return node
+
+
+cdef void free_block(Block* block) noexcept:
+    global spare_blocks
+    if block.op != VIEW:
+        free_buffer(block.data, block.rows * block.cols)
+        free_buffer(block.grad, block.rows * block.cols)
+    free_buffer(block.saved, block.n_saved)
+    PyMem_RawFree(block.items)
+    PyMem_RawFree(block.elements)
+    release_ids(block.ids)
+    block.next = spare_blocks
+    spare_blocks = block
+
+
+cdef Ids* new_ids(Py_ssize_t n) except NULL:
+    cdef Ids* ids = <Ids*>allocate(sizeof(Ids) + n * sizeof(Index))
+    ids.refs = 1
+    ids.n = n
+    ids.items = <Index*>(ids + 1)
+    return ids
+
+
+cdef void release_ids(Ids* ids) noexcept:
+    if ids is not NULL:
+        ids.refs -= 1
+        if ids.refs == 0:
+            PyMem_RawFree(ids)
+
+
+cdef inline Node* child_at(Node* node, Py_ssize_t i) noexcept nogil:
+    """Return child i of a node, NULL after the last."""
+    cdef Block* block
+    cdef Many* many
+    if node.kind == LEAF:
+        return NULL
+    if node.kind <= CUSTOM1:
+        if i == 0:
+            return node.left
+        return <Node*>node.right if i == 1 and node.kind <= CUSTOM2 else NULL
+    if node.kind == CUSTOM:
+        many = <Many*>node.right
+        return many.children[i] if i < many.n else NULL
+    if node.kind != BLOCK:
+        return node.left if i == 0 else NULL
+    block = block_of(node)
+    if block.items is not NULL:
+        return block.items[i] if i < block.rows * block.cols else NULL
+    return block.inputs[i] if i < block.n_inputs else NULL
+
+
+cdef void release(Node* node) noexcept:
+    """Give one reference back; free the node at zero, and what only it kept alive."""
+    cdef Node* dead = NULL  # linked by handle: a node without references has none
+    cdef Node* child
+    cdef Block* block
+    cdef Py_ssize_t i
+    node.refs -= 1
+    if node.refs:
+        return
+    node.handle = NULL
+    dead = node
+    while dead is not NULL:
+        node = dead
+        dead = <Node*>node.handle
+        i = 0
+        child = child_at(node, 0)
+        while child is not NULL:
+            child.refs -= 1
+            if child.refs == 0:
+                child.handle = <PyObject*>dead
+                dead = child
+            i += 1
+            child = child_at(node, i)
+        if node.kind == CUSTOM:
+            PyMem_RawFree(node.right)
+        elif node.kind == ELEMENT:
+            block = block_of(node.left)
+            block.elements[<uintptr_t>node.right] = NULL
+        elif node.kind == BLOCK:
+            free_block(block_of(node))
+        free_node(node)
+
+
+# Handles
+
+
+cdef Node* adopted = NULL  # the node that the next new handle takes; NULL: a leaf of its own
+
+
+cdef inline void attach(PyObject* handle, Node* node) noexcept:
+    global adopted
+    adopted = NULL
+    node.handle = handle
+    node.refs += 1
+
+
+cdef inline bint has_handle(Node* node) noexcept:
+    """Whether the node's handle can be given out: not while it is being deallocated."""
+    return node.handle is not NULL and Py_REFCNT(node.handle) > 0
+
+
+cdef void disown(Node* node) noexcept:
+    """Free a node whose handle could not be made."""
+    global adopted
+    adopted = NULL
+    node.refs += 1
+    release(node)
+
+
+cdef inline Value value_of(Node* node):
+    """Return the handle of a scalar node; make one if it has none."""
+    global adopted
+    if has_handle(node):
+        return <Value>node.handle
+    adopted = node
+    try:
+        return Value.__new__(Value)
+    except:
+        disown(node)
+        raise
+
+
+cdef inline Matrix matrix_of(Node* node):
+    """Return the handle of a block's node; make one if it has none."""
+    global adopted
+    if has_handle(node):
+        return <Matrix>node.handle
+    adopted = node
+    try:
+        return Matrix.__new__(Matrix)
+    except:
+        disown(node)
+        raise
+
+
+cdef inline double data_of(Node* node) noexcept nogil:
+    return place_of(node)[0] if node.kind == ELEMENT else node.data
+
+
+cdef inline bint to_double(object x, double* result) except -1:
+    """Set result and return True if x is a number, else return False."""
+    if PyFloat_CheckExact(x):
+        result[0] = PyFloat_AS_DOUBLE(x)
+        return True
+    if PyLong_CheckExact(x) or _is_number(x):
+        result[0] = float(x)
+        return True
+    return False
+
+
+cdef inline double as_double(object x, str what) except? -1.0:
+    cdef double result = 0.0
+    if not to_double(x, &result):
+        _number(x, what)  # raises TypeError
+    return result
+
+
+cdef inline Value one_child(Kind kind, double data, Node* child, double local_grad):
+    cdef Node* node = new_node(LEAF, data)
+    if not no_grad_depth:
+        node.kind = kind
+        node.left = child
+        node.local_grad[0] = local_grad
+        child.refs += 1
+    return value_of(node)
+
+
+cdef inline Value two_children(Kind kind, double data, Node* left, Node* right, double left_grad,
+                               double right_grad):
+    cdef Node* node = new_node(LEAF, data)
+    if not no_grad_depth:
+        node.kind = kind
+        node.left = left
+        node.right = right
+        node.local_grad[0] = left_grad
+        node.local_grad[1] = right_grad
+        left.refs += 1
+        right.refs += 1
+    return value_of(node)
+
+
+cdef Value plus(Value a, Value b):
+    return two_children(ADD, data_of(a.node) + data_of(b.node), a.node, b.node, 1.0, 1.0)
+
+
+cdef Value times(Value a, Value b):
+    cdef double x = data_of(a.node), y = data_of(b.node)
+    return two_children(MUL, x * y, a.node, b.node, y, x)
+
+
+cdef Value plus_number(Value a, double number):
+    cdef Node* constant = NULL if no_grad_depth else new_node(LEAF, number)
+    return two_children(ADD, data_of(a.node) + number, a.node, constant, 1.0, 1.0)
+
+
+cdef Value times_number(Value a, double number):
+    cdef double x = data_of(a.node)
+    cdef Node* constant = NULL if no_grad_depth else new_node(LEAF, number)
+    return two_children(MUL, x * number, a.node, constant, number, x)
+
+
+cdef inline object plus_any(Value a, object b):
+    cdef double number = 0.0
+    if isinstance(b, Value):
+        return plus(a, <Value>b)
+    return plus_number(a, number) if to_double(b, &number) else NotImplemented
+
+
+cdef inline object times_any(Value a, object b):
+    cdef double number = 0.0
+    if isinstance(b, Value):
+        return times(a, <Value>b)
+    return times_number(a, number) if to_double(b, &number) else NotImplemented
+
+
+cdef double power(double x, double exponent) except? -1.0:
+    """Return x ** exponent; raise where a float would."""
+    cdef double result = pow(x, exponent)
+    if not isfinite(result) and isfinite(x) and isfinite(exponent):
+        return _power(x, exponent)
+    return result
+
+
+cdef Value to_the(Value a, double exponent):
+    cdef double x = data_of(a.node)
+    cdef double local_grad = exponent * power(x, exponent - 1.0)
+    return one_child(POW, power(x, exponent), a.node, local_grad)
+
+
+@cython.freelist(1024)
+cdef class Value:
+    """Hold one number of a graph, its gradient, its children and their local derivatives.
+
+    data: the number; it becomes a float.
+    children: Values that it was computed from, any number of them.
+    local_grads: for each child, the derivative of this Value by that child.
+
+    `data` and `grad` are floats that can be set. An op that is not built in is made with the
+    constructor:
+
+    >>> import math
+    >>> x = Value(0.5)
+    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y.backward()
+    >>> round(x.grad, 4)
+    0.7864
+
+    Raises TypeError if data or a local gradient is not a number or a child is not a Value,
+    ValueError if there is not one local gradient for each child.
+    """
+
+    cdef Node* node
+
+    __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
+
+    def __cinit__(self, *args, **kwargs):
+        self.node = adopted if adopted is not NULL else new_node(LEAF, 0.0)
+        attach(<PyObject*>self, self.node)
+
+    def __init__(self, data, children=(), local_grads=()):
+        cdef double number = as_double(data, "data")
+        cdef Node* node
+        if children is not () or local_grads is not ():
+            children, local_grads = _links(children, local_grads, Value)
+            for child in children:
+                child = <Value?>child  # _links asks isinstance, which believes a __class__
+        node = self.node  # read only now: what came before can run Python code
+        if node.kind != LEAF or node.refs > 1:  # __init__ called again: leave the old node alone
+            node = new_node(LEAF, 0.0)
+            attach(<PyObject*>self, node)
+            self.node.handle = NULL
+            release(self.node)
+            self.node = node
+        node.data = number
+        node.grad = 0.0
+        if children and not no_grad_depth:
+            adopt_children(node, children, local_grads)
+
+    def __dealloc__(self):
+        if self.node is not NULL:
+            if self.node.handle is <PyObject*>self:
+                self.node.handle = NULL
+            release(self.node)
+
+    @property
+    def data(self):
+        return data_of(self.node)
+
+    @data.setter
+    def data(self, data):
+        cdef double number = as_double(data, "data")
+        if self.node.kind == ELEMENT:
+            place_of(self.node)[0] = number
+        else:
+            self.node.data = number
+
+    @property
+    def grad(self):
+        cdef Block* block
+        if self.node.kind != ELEMENT:
+            return self.node.grad
+        block = block_of(self.node.left)
+        return 0.0 if block.grad is NULL else block.grad[<uintptr_t>self.node.right]
+
+    @grad.setter
+    def grad(self, grad):
+        cdef double number = as_double(grad, "grad")
+        if self.node.kind == ELEMENT:
+            need_grad(self.node.left)
+            block_of(self.node.left).grad[<uintptr_t>self.node.right] = number
+        else:
+            self.node.grad = number
+
+    @property
+    def _children(self):
+        cdef Node* node = self.node
+        cdef Py_ssize_t i = 0
+        cdef Node* child
+        children = []
+        if node.kind == MEAN:
+            for i in range(size_of(node.left)):
+                children.append(element_of(node.left, i))
+        elif node.kind != ELEMENT:
+            child = child_at(node, 0)
+            while child is not NULL:
+                children.append(value_of(child))
+                i += 1
+                child = child_at(node, i)
+        return tuple(children)
+
+    @property
+    def _local_grads(self):
+        cdef Node* node = self.node
+        cdef Many* many
+        cdef Py_ssize_t i
+        if node.kind == MEAN:
+            return (1.0 / size_of(node.left),) * size_of(node.left)
+        if node.kind == CUSTOM:
+            many = <Many*>node.right
+            return tuple([many.local_grads[i] for i in range(many.n)])
+        return tuple([node.local_grad[i] for i in range(len(self._children))])
+
+    @property
+    def _op(self):
+        return LABELS[self.node.kind]
+
+    def __repr__(self):
+        return f"Value(data={self.data}, grad={self.grad})"
+
+    def __reduce__(self):
+        return Value, (self.data,)  # a copy is a leaf: it does not carry the graph along
+
+    def __add__(self, other):
+        return plus_any(self, other)
+
+    def __radd__(self, other):
+        return plus_any(self, other)
+
+    def __mul__(self, other):
+        return times_any(self, other)
+
+    def __rmul__(self, other):
+        return times_any(self, other)
+
+    def __neg__(self):
+        return times_number(self, -1.0)
+
+    def __sub__(self, other):
+        cdef double number = 0.0
+        if isinstance(other, Value):
+            return plus(self, times_number(<Value>other, -1.0))
+        return plus_number(self, -number) if to_double(other, &number) else NotImplemented
+
+    def __rsub__(self, other):
+        cdef double number = 0.0
+        if not to_double(other, &number):
+            return NotImplemented
+        return plus_number(times_number(self, -1.0), number)
+
+    def __truediv__(self, other):
+        cdef double number = 0.0
+        if isinstance(other, Value):
+            return times(self, to_the(<Value>other, -1.0))
+        if not to_double(other, &number):
+            return NotImplemented
+        return times_number(self, power(number, -1.0))
+
+    def __rtruediv__(self, other):
+        cdef double number = 0.0
+        if not to_double(other, &number):
+            return NotImplemented
+        return times_number(to_the(self, -1.0), number)
+
+    def __pow__(self, exponent):
+        cdef double number = 0.0
+        if isinstance(exponent, Value):
+            raise TypeError("the exponent must be a number, not a Value; see log and exp")
+        return to_the(self, number) if to_double(exponent, &number) else NotImplemented
+
+    def exp(self):
+        """Return e ** self. Raises OverflowError above 709.78, where a float ends."""
+        cdef double x = data_of(self.node)
+        cdef double result = exp(x)
+        if isinf(result) and not isinf(x):
+            _exp(x)  # raises OverflowError
+        return one_child(EXP, result, self.node, result)
+
+    def log(self):
+        """Return the natural logarithm. Raises ValueError unless self is positive."""
+        cdef double x = data_of(self.node)
+        if x <= 0.0:
+            _log(x)  # raises ValueError
+        return one_child(LOG, log(x), self.node, 1.0 / x)
+
+    def relu(self):
+        """Return self where it is positive, else 0."""
+        cdef double x = data_of(self.node)
+        if x > 0.0:
+            return one_child(RELU, x, self.node, 1.0)
+        return one_child(RELU, 0.0, self.node, 0.0)
+
+    def backward(self):
+        """Add the derivative of this Value by each leaf below it to that leaf's grad.
+
+        The root's gradient is 1. Inner nodes start from 0 at every call; leaves accumulate, so
+        a second call doubles them. The depth of the graph is not limited.
+        Raises RuntimeError if another thread is differentiating a part of the same graph.
+
+        >>> a, b = Value(2), Value(3)
+        >>> (a * b + a).backward()
+        >>> a.grad, b.grad
+        (4.0, 2.0)
+        """
+        backward_from(self.node)
+
+
+cdef int adopt_children(Node* node, tuple children, tuple local_grads) except -1:
+    """Make a leaf an inner node with these children."""
+    cdef Py_ssize_t n = len(children), i
+    cdef Many* many
+    if n <= 2:
+        node.left = (<Value>children[0]).node
+        node.local_grad[0] = local_grads[0]
+        node.kind = CUSTOM1
+        if n == 2:
+            node.right = (<Value>children[1]).node
+            node.local_grad[1] = local_grads[1]
+            node.kind = CUSTOM2
+    else:
+        many = <Many*>allocate(sizeof(Many) + n * (sizeof(Node*) + sizeof(double)))
+        many.n = n
+        many.local_grads = <double*>(many + 1)
+        many.children = <Node**>(many.local_grads + n)
+        for i in range(n):
+            many.children[i] = (<Value>children[i]).node
+            many.local_grads[i] = local_grads[i]
+        node.right = many
+        node.kind = CUSTOM
+    for i in range(n):
+        (<Value>children[i]).node.refs += 1
+    return 0
+
+
+cdef class Matrix:
+    """Hold rows x cols Values side by side, all 0 at first.
+
+    `m[i]` is row i as a tuple of Values, `m[i][j]` one Value that lives in the block; `m[a:b]`
+    is a Matrix of rows a to b - 1 which shares their numbers and gradients. `m.data` and
+    `m.grad` are 2-D buffers of float64: read-only snapshots in the pure core, live and writable
+    in this one. A copy or a pickle holds the numbers, not the graph.
+
+    >>> m = Matrix.of([[1, 2], [3, 4]])
+    >>> m.shape, m[1][0].data, m[1:].tolist()
+    ((2, 2), 3.0, [[3.0, 4.0]])
+
+    Raises TypeError if a size is not an int, ValueError if it is below 1.
+    """
+
+    cdef Node* node
+    cdef bint made  # a Matrix is made once: what has checked its shape may rely on it
+
+    def __cinit__(self, *args, **kwargs):
+        self.made = adopted is not NULL
+        self.node = adopted if adopted is not NULL else new_leaf_block(1, 1)
+        attach(<PyObject*>self, self.node)
+
+    def __init__(self, rows, cols):
+        rows, cols = _sizes(rows, cols)
+        if self.made:
+            raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
+        cdef Node* node = new_leaf_block(rows, cols)
+        self.made = True
+        attach(<PyObject*>self, node)
+        self.node.handle = NULL
+        release(self.node)
+        self.node = node
+
+    def __dealloc__(self):
+        if self.node is not NULL:
+            if self.node.handle is <PyObject*>self:
+                self.node.handle = NULL
+            release(self.node)
+
+    @classmethod
+    def of(cls, lists):
+        """Return a Matrix of leaves with the numbers of a list of equally long lists."""
+        lists = _rectangle(lists)
+        matrix = cls(len(lists), len(lists[0]))
+        matrix.load(lists)
+        return matrix
+
+    @classmethod
+    def pack(cls, rows_of_values):
+        """Return a new Matrix with the data of rows of Values; gradients flow back to them.
+
+        Numbers among the Values are constants. Raises ValueError if the rows differ in length.
+        """
+        rows = _rectangle(rows_of_values)
+        values = [
+            item if isinstance(item, Value) else Value(_number(item, "an entry"))
+            for row in rows
+            for item in row
+        ]
+        cdef Node* node = new_block(PACK, len(rows), len(rows[0]), 0)
+        cdef Block* block = block_of(node)
+        cdef Py_ssize_t i
+        try:
+            block.items = <Node**>allocate(len(values) * sizeof(Node*))
+        except:
+            disown(node)
+            raise
+        for i in range(len(values)):
+            block.items[i] = (<Value>values[i]).node
+            block.data[i] = data_of(block.items[i])
+            block.items[i].refs += 1
+        if no_grad_depth:
+            for i in range(len(values)):
+                block.items[i].refs -= 1  # its handle in values keeps it alive
+            PyMem_RawFree(block.items)
+            block.items = NULL
+            block.op = NONE
+        return matrix_of(node)
+
+    @property
+    def shape(self):
+        return shape_of(self)
+
+    @property
+    def data(self):
+        return memoryview(_Buffer.__new__(_Buffer, self, False))
+
+    @property
+    def grad(self):
+        return memoryview(_Buffer.__new__(_Buffer, self, True))
+
+    def __len__(self):
+        return rows_in(self)
+
+    def __iter__(self):
+        return iter([self[i] for i in range(rows_in(self))])
+
+    def __getitem__(self, index):
+        cdef Block* block
+        cdef Py_ssize_t i, start, stop
+        if isinstance(index, slice):
+            start, stop = _row_slice(index, rows_in(self))
+            return rows_of(self.node, start, stop)
+        i = _row_index(index, rows_in(self))
+        block = block_of(self.node)
+        return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
+
+    def __repr__(self):
+        return f"Matrix({block_of(self.node).rows}, {block_of(self.node).cols})"
+
+    def __reduce__(self):
+        return Matrix.of, (self.tolist(),)
+
+    def tolist(self):
+        """Return the numbers as a list of lists of floats."""
+        cdef Block* block = block_of(self.node)
+        cdef double* data = block.data
+        cdef Py_ssize_t i, j, cols = block.cols
+        return [[data[i * cols + j] for j in range(cols)] for i in range(block.rows)]
+
+    def load(self, source):
+        """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
+
+        Raises ValueError if the shape is another; then nothing has changed.
+        """
+        cdef Block* block
+        cdef double* buffer
+        cdef Py_ssize_t i = 0, n
+        if isinstance(source, Matrix):
+            block = block_of((<Matrix>source).node)
+            if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
+                _load_shapes(shape_of(self), shape_of(source))
+            memmove(block_of(self.node).data, block.data, size_of(self.node) * sizeof(double))
+            return
+        lists = _rectangle(source)
+        _load_shapes(shape_of(self), (len(lists), len(lists[0])))
+        numbers = [as_double(item, "an entry") for row in lists for item in row]
+        block = block_of(self.node)
+        for i in range(size_of(self.node)):
+            block.data[i] = numbers[i]
+
+    def __add__(self, other):
+        if not isinstance(other, Matrix):
+            return NotImplemented
+        _add_shapes(shape_of(self), shape_of(other))
+        return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), 0, NULL, self, other))
+
+
+cdef class _Buffer:
+    """Export the numbers or the gradients of a Matrix, and keep its node alive meanwhile."""
+
+    cdef Node* node
+    cdef bint of_grad
+    cdef Py_ssize_t shape[2]
+    cdef Py_ssize_t strides[2]
+
+    def __cinit__(self, Matrix matrix not None, bint of_grad):
+        if of_grad:
+            need_grad(matrix.node)
+        self.node = matrix.node
+        self.node.refs += 1
+        self.of_grad = of_grad
+        self.shape[0] = block_of(self.node).rows
+        self.shape[1] = block_of(self.node).cols
+        self.strides[0] = self.shape[1] * sizeof(double)
+        self.strides[1] = sizeof(double)
+
+    def __dealloc__(self):
+        if self.node is not NULL:
+            release(self.node)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef Block* block = block_of(self.node)
+        buffer.buf = block.grad if self.of_grad else block.data
+        buffer.obj = self
+        buffer.len = size_of(self.node) * sizeof(double)
+        buffer.itemsize = sizeof(double)
+        buffer.readonly = 0
+        buffer.ndim = 2
+        buffer.format = "d"
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+
+cdef inline Py_ssize_t size_of(Node* node) noexcept nogil:
+    return block_of(node).rows * block_of(node).cols
+
+
+cdef inline Py_ssize_t rows_in(Matrix x) noexcept:
+    return block_of(x.node).rows
+
+
+cdef inline Py_ssize_t cols_in(Matrix x) noexcept:
+    return block_of(x.node).cols
+
+
+cdef tuple shape_of(Matrix x):
+    """Return the true shape; that of a subclass can be anything."""
+    return rows_in(x), cols_in(x)
+
+
+cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
+    cdef Node* node = new_block(NONE, rows, cols, 0)
+    memset(block_of(node).data, 0, size_of(node) * sizeof(double))
+    return node
+
+
+cdef int need_grad(Node* node) except -1:
+    """Give a block room for its gradients, 0 at first, if it has none."""
+    cdef Block* block = block_of(node)
+    cdef Block* owner
+    if block.grad is not NULL:
+        return 0
+    if block.op == VIEW:
+        need_grad(block.inputs[0])
+        owner = block_of(block.inputs[0])
+        block.grad = owner.grad + (block.data - owner.data)
+    else:
+        block.grad = new_buffer(size_of(node))
+        memset(block.grad, 0, size_of(node) * sizeof(double))
+    return 0
+
+
+cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
+    """Return rows start to stop - 1 of a block as a view."""
+    cdef Block* block = block_of(node)
+    cdef Node* owner = block.inputs[0] if block.op == VIEW else node
+    cdef double* data = block.data + start * block.cols
+    cdef double* grad = block.grad + start * block.cols if block.grad is not NULL else NULL
+    cdef Node* view = new_block(VIEW, stop - start, block.cols, 0)
+    block = block_of(view)
+    block.data = data
+    block.grad = grad
+    block.inputs[0] = owner
+    block.n_inputs = 1
+    owner.refs += 1
+    return matrix_of(view)
+
+
+cdef Value element_of(Node* node, Py_ssize_t i):
+    """Return entry i of a block, counted row by row; the same node as long as one lives."""
+    cdef Block* block = block_of(node)
+    cdef Node* element
+    if block.op == VIEW:
+        i += block.data - block_of(block.inputs[0]).data
+        node = block.inputs[0]
+        block = block_of(node)
+    if block.elements is NULL:
+        block.elements = <Node**>allocate(size_of(node) * sizeof(Node*))
+        memset(block.elements, 0, size_of(node) * sizeof(Node*))
+    element = block.elements[i]
+    if element is NULL:
+        element = new_node(ELEMENT, 0.0)
+        element.left = node
+        element.right = <void*><uintptr_t>i
+        node.refs += 1
+        block.elements[i] = element
+    return value_of(element)
+
+
+cdef Matrix record(Node* node):
+    """Compute a new block from its inputs and tie it to them; under no_grad make it a leaf."""
+    cdef Block* block = block_of(node)
+    cdef int i
+    block_forward(node)
+    if no_grad_depth:
+        block.op = NONE
+        block.n_inputs = 0
+        free_buffer(block.saved, block.n_saved)
+        block.saved = NULL
+        release_ids(block.ids)
+        block.ids = NULL
+    else:
+        for i in range(block.n_inputs):
+            block.inputs[i].refs += 1
+    return matrix_of(node)
+
+
+cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved, Ids* ids,
+                    Matrix a, Matrix b=None, Matrix c=None, Py_ssize_t n_head=0) except NULL:
+    """Return a new block that owns ids, with its inputs named but not yet counted."""
+    cdef Node* node
+    cdef Block* block
+    try:
+        node = new_block(op, rows, cols, n_saved)
+    except:
+        release_ids(ids)
+        raise
+    block = block_of(node)
+    block.ids = ids
+    block.n_head = n_head
+    block.n_inputs = 1
+    block.inputs[0] = a.node
+    if b is not None:
+        block.inputs[1] = b.node
+        block.n_inputs = 2
+    if c is not None:
+        block.inputs[2] = c.node
+        block.n_inputs = 3
+    return node
+
+
+cdef void block_forward(Node* node) noexcept nogil:
+    cdef Block* y = block_of(node)
+    cdef Block* a = block_of(y.inputs[0])
+    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
+    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
+    if y.op == EMBEDDING:
+        embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
+    elif y.op == MATRIX_ADD:
+        add_forward(y.data, a.data, b.data, y.rows * y.cols)
+    elif y.op == LINEAR:
+        linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
+    elif y.op == RMSNORM:
+        rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
+    elif y.op == MATRIX_RELU:
+        relu_forward(y.data, a.data, y.rows * y.cols)
+    elif y.op == SOFTMAX:
+        softmax_forward(y.data, a.data, y.rows, y.cols)
+    elif y.op == ATTENTION:
+        attention_forward(y.data, y.saved + b.rows, a.data, b.data, c.data, y.ids.items,
+                          y.rows, b.rows, y.cols, y.n_head)
+    elif y.op == ATTENTION_WEIGHTS:
+        attention_weights_forward(y.data, a.data, b.data, y.ids.items,
+                                  a.rows, b.rows, a.cols, y.n_head)
+    elif y.op == CROSS_ENTROPY:
+        cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
+
+
+cdef void block_backward(Node* node) noexcept nogil:
+    cdef Block* y = block_of(node)
+    cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
+    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
+    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
+    cdef Py_ssize_t i
+    if y.op == PACK:
+        for i in range(y.rows * y.cols):
+            y.items[i].grad += y.grad[i]
+    elif y.op == EMBEDDING:
+        embedding_backward(a.grad, y.grad, y.ids.items, y.rows, y.cols)
+    elif y.op == MATRIX_ADD:
+        add_backward(a.grad, b.grad, y.grad, y.rows * y.cols)
+    elif y.op == LINEAR:
+        linear_backward(a.grad, b.grad, y.grad, a.data, b.data, y.rows, a.cols, y.cols)
+    elif y.op == RMSNORM:
+        rmsnorm_backward(a.grad, y.grad, a.data, y.saved, y.rows, y.cols)
+    elif y.op == MATRIX_RELU:
+        relu_backward(a.grad, y.grad, a.data, y.rows * y.cols)
+    elif y.op == SOFTMAX:
+        softmax_backward(a.grad, y.grad, y.data, y.rows, y.cols)
+    elif y.op == ATTENTION:
+        attention_backward(a.grad, b.grad, c.grad, y.saved, y.grad, y.saved + b.rows, a.data,
+                           b.data, c.data, y.ids.items, y.rows, b.rows, y.cols, y.n_head)
+    elif y.op == ATTENTION_WEIGHTS:
+        attention_weights_backward(a.grad, b.grad, y.grad, y.data, a.data, b.data, y.ids.items,
+                                   a.rows, b.rows, a.cols, y.n_head)
+    elif y.op == CROSS_ENTROPY:
+        cross_entropy_backward(a.grad, y.grad, y.saved, y.ids.items, a.rows, a.cols)
+
+
+cdef double EPS = RMSNORM_EPS
+
+
+cdef struct Frame:
+    Node* node
+    Py_ssize_t next  # the child to look at
+
+
+cdef struct Run:  # one backward
+    uint16_t number
+    Frame* stack
+    Py_ssize_t depth
+    Py_ssize_t depth_room
+    Node** topo
+    Py_ssize_t n
+    Py_ssize_t room
+    Py_ssize_t entries  # of all blocks in the graph
+    bint has_scalar_leaves
+
+
+cdef enum:
+    MAX_RUNS = 64  # at the same time, in as many threads
+    LONG_SWEEP = 100_000  # entries from which it pays to let other threads run
+
+
+cdef bint running[MAX_RUNS + 1]
+
+
+cdef int backward_from(Node* root) except -1:
+    cdef Run run
+    if root.kind == LEAF:
+        root.grad = 1.0
+        return 0
+    if root.kind == ELEMENT and block_of(root.left).op == NONE:
+        need_grad(root.left)
+        block_of(root.left).grad[<uintptr_t>root.right] = 1.0
+        return 0
+    memset(&run, 0, sizeof(Run))
+    run.number = 1
+    while running[run.number]:
+        run.number += 1
+        if run.number > MAX_RUNS:
+            raise RuntimeError(f"more than {MAX_RUNS} threads are in backward")
+    running[run.number] = True
+    try:
+        sort(root, &run)
+        root.grad = 1.0
+        if run.entries >= LONG_SWEEP and not run.has_scalar_leaves:
+            with nogil:
+                sweep(&run, run.number)  # the marks stay: they keep other threads out
+            unmark(&run)
+        else:
+            sweep(&run, 0)
+    except:
+        unmark(&run)
+        raise
+    finally:
+        running[run.number] = False
+        PyMem_RawFree(run.stack)
+        PyMem_RawFree(run.topo)
+    return 0
+
+
+cdef void unmark(Run* run) noexcept:
+    cdef Py_ssize_t i
+    for i in range(run.n):
+        run.topo[i].mark = 0
+    for i in range(run.depth):
+        run.stack[i].node.mark = 0
+
+
+cdef int grow(void** memory, Py_ssize_t* room, size_t size) except -1:
+    """Double an array of the sort."""
+    cdef Py_ssize_t more = 2 * room[0] if room[0] else 64
+    cdef void* moved = PyMem_RawRealloc(memory[0], more * size)
+    if moved is NULL:
+        raise MemoryError(f"no memory to sort a graph of more than {room[0]} nodes")
+    memory[0] = moved
+    room[0] = more
+    return 0
+
+
+cdef inline int visit(Node* node, Run* run) except -1:
+    """Put a node on the stack, its gradient ready, unless it is a scalar leaf or was visited."""
+    if node.kind == LEAF:
+        run.has_scalar_leaves = True
+        return 0
+    if node.mark == run.number:
+        return 0
+    if node.mark:
+        raise RuntimeError("another thread is differentiating a part of this graph")
+    if run.depth == run.depth_room:
+        grow(<void**>&run.stack, &run.depth_room, sizeof(Frame))
+    if node.kind != BLOCK:
+        node.grad = 0.0
+    else:
+        need_grad(node)
+        run.entries += size_of(node)
+        if block_of(node).op > VIEW:
+            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
+    node.mark = run.number
+    run.stack[run.depth].node = node
+    run.stack[run.depth].next = 0
+    run.depth += 1
+    return 0
+
+
+cdef int sort(Node* root, Run* run) except -1:
+    """List the nodes below root, children first: depth-first, children left to right.
+
+    Scalar leaves are left out: they pass no gradient on.
+    """
+    cdef Frame* frame
+    cdef Node* child
+    visit(root, run)
+    while run.depth:
+        frame = &run.stack[run.depth - 1]
+        child = child_at(frame.node, frame.next)
+        if child is not NULL:
+            frame.next += 1
+            visit(child, run)
+            continue
+        if run.n == run.room:
+            grow(<void**>&run.topo, &run.room, sizeof(Node*))
+        run.topo[run.n] = frame.node
+        run.n += 1
+        run.depth -= 1
+    return 0
+
+
+cdef void sweep(Run* run, uint16_t mark) noexcept nogil:
+    """Pass gradients from parents to children, in the reverse of the sorted order.
+
+    mark: what each node is marked with when it is done.
+    """
+    cdef Py_ssize_t i, j
+    cdef Node* node
+    cdef Many* many
+    cdef double grad
+    for i in range(run.n - 1, -1, -1):
+        node = run.topo[i]
+        node.mark = mark
+        grad = node.grad
+        if node.kind <= CUSTOM2:
+            node.left.grad += node.local_grad[0] * grad
+            (<Node*>node.right).grad += node.local_grad[1] * grad
+        elif node.kind <= CUSTOM1:
+            node.left.grad += node.local_grad[0] * grad
+        elif node.kind == BLOCK:
+            block_backward(node)
+        elif node.kind == ELEMENT:
+            block_of(node.left).grad[<uintptr_t>node.right] += grad
+        elif node.kind == MEAN:
+            mean_backward(block_of(node.left).grad, grad, size_of(node.left))
+        else:
+            many = <Many*>node.right
+            for j in range(many.n):
+                many.children[j].grad += many.local_grads[j] * grad
+
+
+cdef Ids* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
+    """Return a list of ints as Ids after the check that each is in 0..n-1."""
+    cdef Ids* ids
+    cdef list checked
+    cdef Py_ssize_t i
+    cdef bint plain = type(numbers) is list and len(numbers) > 0
+    if plain:
+        for item in <list>numbers:
+            plain = plain and PyLong_CheckExact(item) and 0 <= item < n
+    checked = <list>numbers if plain else _ids(numbers, n, what)
+    ids = new_ids(len(checked))
+    for i in range(ids.n):
+        ids.items[i] = PyLong_AsSsize_t(checked[i])
+    return ids
+
+
+cdef Ids* first_rows(Matrix q, Matrix k, object starts) except NULL:
+    cdef Ids* first
+    cdef Py_ssize_t i
+    numbers = _first_rows(rows_in(q), rows_in(k), starts) if starts is not None else None
+    first = new_ids(rows_in(q))
+    for i in range(first.n):
+        first.items[i] = numbers[i] if numbers is not None else 0
+    return first
+
+
+cdef tuple plain_ints(object n_head, object starts):
+    """Return both as ints. This can run Python code, so it goes before the look at any shape."""
+    if starts is not None:
+        starts = [_index(start) for start in starts]
+    return _index(n_head), starts
+
+
+cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
+    """Return n_head after the check that it and the shapes fit each other."""
+    if not (rows_in(k) == rows_in(v) and cols_in(k) == cols_in(v) and cols_in(q) == cols_in(k)
+            and rows_in(q) <= rows_in(k) and 1 <= n_head <= cols_in(q)
+            and cols_in(q) % n_head == 0):
+        _attention_shapes(shape_of(q), shape_of(k), shape_of(v), n_head)
+    return n_head
+
+
+cdef inline Py_ssize_t product(Py_ssize_t a, Py_ssize_t b) except -1:
+    if b > PY_SSIZE_T_MAX // a:
+        raise MemoryError(f"no memory for {a} times {b} numbers")
+    return a * b
+
+
+def embedding(Matrix table not None, ids):
+    """Return the rows of table that ids name: table (n, cols), T ids -> (T, cols).
+
+    Raises ValueError if an id is outside 0..n-1 or there are no ids.
+    """
+    cdef Ids* rows = ids_of(ids, rows_in(table), "id")
+    return record(block_op(EMBEDDING, rows.n, cols_in(table), 0, rows, table))
+
+
+def linear(Matrix x not None, Matrix w not None):
+    """Return x times w transposed: x (T, nin), w (nout, nin) -> (T, nout).
+
+    Raises ValueError if the two nin differ.
+    """
+    if cols_in(x) != cols_in(w):
+        _linear_shapes(shape_of(x), shape_of(w))
+    return record(block_op(LINEAR, rows_in(x), rows_in(w), size_of(w.node), NULL, x, w))
+
+
+def rmsnorm(Matrix x not None):
+    """Return each row divided by its root mean square: x (T, n) -> (T, n).
+
+    x * (mean(x ** 2) + 1e-5) ** -0.5; Zhang and Sennrich 2019, arXiv:1910.07467, without a gain.
+    """
+    return record(block_op(RMSNORM, rows_in(x), cols_in(x), rows_in(x), NULL, x))
+
+
+def relu(Matrix x not None):
+    """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
+    return record(block_op(MATRIX_RELU, rows_in(x), cols_in(x), 0, NULL, x))
+
+
+def softmax(Matrix x not None):
+    """Return the softmax of each row: x (T, n) -> (T, n), every row adds up to 1."""
+    return record(block_op(SOFTMAX, rows_in(x), cols_in(x), 0, NULL, x))
+
+
+def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, starts=None):
+    """Return causal multi-head attention: q (T, n), k and v (S, n) with S >= T -> (T, n).
+
+    Each of the n_head heads works on n / n_head neighbouring columns. Row t of q stands at
+    position S - T + t and sees the keys up to and with its own position.
+    starts: first rows of the documents packed into q, from 0 upwards; a row sees only its own
+    document. They need S == T.
+
+    softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
+    Raises ValueError if shapes, n_head or starts do not fit.
+    """
+    n_head, starts = plain_ints(n_head, starts)
+    cdef Py_ssize_t n = heads(n_head, q, k, v)
+    cdef Ids* first = first_rows(q, k, starts)
+    cdef Py_ssize_t T = rows_in(q), S = rows_in(k)
+    cdef Py_ssize_t n_saved = product(product(n, T) + 1, S)  # the weights, and room for one row
+    return record(block_op(ATTENTION, T, cols_in(q), n_saved, first, q, k, v, n))
+
+
+def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None):
+    """Return the weights that `attention` gives: q (T, n), k (S, n) -> (n_head * T, S).
+
+    Row h * T + t holds what head h at row t gives each key; what it does not see has weight 0.
+    """
+    n_head, starts = plain_ints(n_head, starts)
+    cdef Py_ssize_t n = heads(n_head, q, k, k)
+    cdef Ids* first = first_rows(q, k, starts)
+    return record(
+        block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), 0, first, q, k, None, n)
+    )
+
+
+def cross_entropy(Matrix logits not None, targets):
+    """Return -log(softmax(row)[target]) for each row: logits (T, n), T targets -> (T, 1).
+
+    By log-sum-exp, so that a probability too small for a float still gives its loss.
+    Raises ValueError if a target is outside 0..n-1 or there is not one for each row.
+    """
+    cdef Ids* ids = ids_of(targets, cols_in(logits), "target")
+    if ids.n != rows_in(logits):
+        targets = ids.n
+        release_ids(ids)
+        _one_target_a_row(rows_in(logits), targets)
+    return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, size_of(logits.node), ids, logits))
+
+
+def mean(Matrix x not None):
+    """Return the mean of all entries as one Value: x (T, n)."""
+    cdef double data = mean_forward(block_of(x.node).data, size_of(x.node))
+    return one_child(MEAN, data, x.node, 0.0)
+
+
+def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
+    """Take one Adam step on every Matrix of params, in place, and set its gradient to 0.
+
+    params, m, v: lists of Matrices of equal shapes: parameters, first and second moments.
+    step: how many steps were taken before this one; the bias correction needs it.
+
+    Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
+    Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
+    eps is not positive.
+    """
+    cdef double rate, decay1, decay2, small, correction1, correction2
+    cdef Block* p
+    cdef Matrix param, first, second
+    rate, decay1, decay2, small, correction1, correction2 = _adam_rates(
+        step, lr, beta1, beta2, eps
+    )
+    params, m, v = list(params), list(m), list(v)
+    for matrix in params + m + v:
+        if not isinstance(matrix, Matrix):
+            raise TypeError(f"a param or moment must be a Matrix, not {type(matrix).__name__}")
+    _adam_shapes(*[[shape_of(matrix) for matrix in matrices] for matrices in (params, m, v)])
+    # rate * (m / c1) / (sqrt(v / c2) + eps), with the corrections taken out of the loop
+    rate *= sqrt(correction2) / correction1
+    small *= sqrt(correction2)
+    for param, first, second in zip(params, m, v):
+        need_grad(param.node)
+        p = block_of(param.node)
+        adam(p.data, p.grad, block_of(first.node).data, block_of(second.node).data, rate, decay1,
+             decay2, small, size_of(param.node))
+
+
+class no_grad(ContextDecorator):
+    """Build no graph inside a `with no_grad():` block of this thread; results are leaves.
+
+    >>> with no_grad():
+    ...     (Value(2) * 3)._children
+    ()
+    """
+
+    def __enter__(self):
+        global no_grad_depth
+        no_grad_depth += 1
+        return self
+
+    def __exit__(self, *exc_info):
+        global no_grad_depth
+        no_grad_depth -= 1
+
+
+def grad_enabled():
+    """Return whether ops are recorded: False inside `no_grad` of this thread."""
+    return not no_grad_depth

@@ -1,0 +1,694 @@
+"""The autograd core in plain Python: the specification that the compiled core follows.
+
+A `Value` is one number in a graph. It knows its children and, for each of them, the local
+derivative; `backward` applies the chain rule along the graph. A `Matrix` is a block of Values,
+rows x columns, and a block op such as `linear` is written out here in scalar Values, as in
+Karpathy's microgpt (https://gist.github.com/karpathy/8627fe009c40f57531cb18360106ce95).
+
+`_core.pyx` holds the same names in the same order. There a Matrix is one piece of memory and a
+block op one node; how that is laid out stands at the top of that file.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ContextDecorator
+from typing import Any
+
+RMSNORM_EPS = 1e-5
+
+class Value:
+    """Hold one number of a graph, its gradient, its children and their local derivatives.
+
+    data: the number; it becomes a float.
+    children: Values that it was computed from, any number of them.
+    local_grads: for each child, the derivative of this Value by that child.
+
+    `data` and `grad` are floats that can be set. An op that is not built in is made with the
+    constructor:
+
+    >>> import math
+    >>> x = Value(0.5)
+    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y.backward()
+    >>> round(x.grad, 4)
+    0.7864
+
+    Raises TypeError if data or a local gradient is not a number or a child is not a Value,
+    ValueError if there is not one local gradient for each child.
+    """
+
+    __slots__ = ("_data", "_grad", "_children", "_local_grads", "_op")
+    __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
+
+    def __init__(
+        self, data: float, children: Iterable[Value] = (), local_grads: Iterable[float] = ()
+    ) -> None:
+        data = _number(data, "data")
+        children, local_grads = _links(children, local_grads, Value)
+        self._data = data
+        self._grad = 0.0
+        self._children = children if grad_enabled() else ()
+        self._local_grads = local_grads if grad_enabled() else ()
+        self._op = ""
+
+    @property
+    def data(self) -> float:
+        return self._data
+
+    @data.setter
+    def data(self, data: float) -> None:
+        self._data = _number(data, "data")
+
+    @property
+    def grad(self) -> float:
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: float) -> None:
+        self._grad = _number(grad, "grad")
+
+    def __repr__(self):
+        return f"Value(data={self._data}, grad={self._grad})"
+
+    def __reduce__(self):
+        return Value, (self._data,)  # a copy is a leaf: it does not carry the graph along
+
+    def __add__(self, other: Value | float) -> Value:
+        if not isinstance(other, Value):
+            if not _is_number(other):
+                return NotImplemented
+            other = _leaf(float(other))
+        return _node(self._data + other._data, (self, other), (1.0, 1.0), "+")
+
+    def __radd__(self, other: float) -> Value:
+        return self.__add__(other)
+
+    def __mul__(self, other: Value | float) -> Value:
+        if not isinstance(other, Value):
+            if not _is_number(other):
+                return NotImplemented
+            other = _leaf(float(other))
+        return _node(self._data * other._data, (self, other), (other._data, self._data), "*")
+
+    def __rmul__(self, other: float) -> Value:
+        return self.__mul__(other)
+
+    def __neg__(self) -> Value:
+        return self * -1.0
+
+    def __sub__(self, other: Value | float) -> Value:
+        if isinstance(other, Value):
+            return self + (-other)
+        return self + (-float(other)) if _is_number(other) else NotImplemented
+
+    def __rsub__(self, other: float) -> Value:
+        return (-self) + other if _is_number(other) else NotImplemented
+
+    def __truediv__(self, other: Value | float) -> Value:
+        if isinstance(other, Value):
+            return self * other**-1.0
+        return self * _power(float(other), -1.0) if _is_number(other) else NotImplemented
+
+    def __rtruediv__(self, other: float) -> Value:
+        return self**-1.0 * other if _is_number(other) else NotImplemented
+
+    def __pow__(self, exponent: float) -> Value:
+        if isinstance(exponent, Value):
+            raise TypeError("the exponent must be a number, not a Value; see log and exp")
+        if not _is_number(exponent):
+            return NotImplemented
+        exponent = float(exponent)
+        local_grad = exponent * _power(self._data, exponent - 1.0)
+        return _node(_power(self._data, exponent), (self,), (local_grad,), "**")
+
+    def exp(self) -> Value:
+        """Return e ** self. Raises OverflowError above 709.78, where a float ends."""
+        result = _exp(self._data)
+        return _node(result, (self,), (result,), "exp")
+
+    def log(self) -> Value:
+        """Return the natural logarithm. Raises ValueError unless self is positive."""
+        return _node(_log(self._data), (self,), (1.0 / self._data,), "log")
+
+    def relu(self) -> Value:
+        """Return self where it is positive, else 0."""
+        positive = self._data > 0.0
+        return _node(self._data if positive else 0.0, (self,), (1.0 if positive else 0.0,), "relu")
+
+    def backward(self) -> None:
+        """Add the derivative of this Value by each leaf below it to that leaf's grad.
+
+        The root's gradient is 1. Inner nodes start from 0 at every call; leaves accumulate, so
+        a second call doubles them. The depth of the graph is not limited.
+
+        >>> a, b = Value(2), Value(3)
+        >>> (a * b + a).backward()
+        >>> a.grad, b.grad
+        (4.0, 2.0)
+        """
+        topo = _topological_sort(self)
+        for node in topo:
+            node._grad = 0.0
+        self._grad = 1.0
+        for node in reversed(topo):
+            grad = node._grad
+            for child, local_grad in zip(node._children, node._local_grads):  # noqa: B905
+                child._grad += local_grad * grad
+
+
+class Matrix:
+    """Hold rows x cols Values side by side, all 0 at first.
+
+    `m[i]` is row i as a tuple of Values, `m[i][j]` one Value that lives in the block; `m[a:b]`
+    is a Matrix of rows a to b - 1 which shares their numbers and gradients. `m.data` and
+    `m.grad` are 2-D buffers of float64: read-only snapshots in this core, live and writable in
+    the compiled one. A copy or a pickle holds the numbers, not the graph.
+
+    >>> m = Matrix.of([[1, 2], [3, 4]])
+    >>> m.shape, m[1][0].data, m[1:].tolist()
+    ((2, 2), 3.0, [[3.0, 4.0]])
+
+    Raises TypeError if a size is not an int, ValueError if it is below 1.
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: int, cols: int) -> None:
+        rows, cols = _sizes(rows, cols)
+        if hasattr(self, "_rows"):
+            raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
+        self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
+
+    @classmethod
+    def of(cls, lists: Iterable[Iterable[float]]) -> Matrix:
+        """Return a Matrix of leaves with the numbers of a list of equally long lists."""
+        lists = _rectangle(lists)
+        matrix = cls(len(lists), len(lists[0]))
+        matrix.load(lists)
+        return matrix
+
+    @classmethod
+    def pack(cls, rows_of_values: Iterable[Iterable[Value | float]]) -> Matrix:
+        """Return a new Matrix with the data of rows of Values; gradients flow back to them.
+
+        Numbers among the Values are constants. Raises ValueError if the rows differ in length.
+        """
+        rows = _rectangle(rows_of_values)
+        return _matrix([[_copy(_value(item)) for item in row] for row in rows])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._rows), len(self._rows[0])
+
+    @property
+    def data(self) -> memoryview:
+        return _snapshot([[value._data for value in row] for row in self._rows])
+
+    @property
+    def grad(self) -> memoryview:
+        return _snapshot([[value._grad for value in row] for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[Value, ...]]:
+        return iter(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Any:  # a tuple of Values, or a Matrix
+        if isinstance(index, slice):
+            start, stop = _row_slice(index, len(self._rows))
+            return _matrix(self._rows[start:stop])
+        return self._rows[_row_index(index, len(self._rows))]
+
+    def __repr__(self):
+        rows, cols = self.shape
+        return f"Matrix({rows}, {cols})"
+
+    def __reduce__(self):
+        return Matrix.of, (self.tolist(),)
+
+    def tolist(self) -> list[list[float]]:
+        """Return the numbers as a list of lists of floats."""
+        return [[value._data for value in row] for row in self._rows]
+
+    def load(self, source: Matrix | Iterable[Iterable[float]]) -> None:
+        """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
+
+        Raises ValueError if the shape is another; then nothing has changed.
+        """
+        lists = source.tolist() if isinstance(source, Matrix) else _rectangle(source)
+        _load_shapes(self.shape, (len(lists), len(lists[0])))
+        numbers = [[_number(item, "an entry") for item in row] for row in lists]
+        for row, new_row in zip(self._rows, numbers, strict=True):
+            for value, number in zip(row, new_row, strict=True):
+                value._data = number
+
+    def __add__(self, other: Matrix) -> Matrix:
+        if not isinstance(other, Matrix):
+            return NotImplemented
+        _add_shapes(self.shape, other.shape)
+        return _matrix(
+            [
+                [a + b for a, b in zip(row, other_row, strict=True)]
+                for row, other_row in zip(self._rows, other._rows, strict=True)
+            ]
+        )
+
+
+def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
+    """Return the rows of table that ids name: table (n, cols), T ids -> (T, cols).
+
+    Raises ValueError if an id is outside 0..n-1 or there are no ids.
+    """
+    _require(table, "table")
+    ids = _ids(ids, len(table), "id")
+    return _matrix([[_copy(value) for value in table[i]] for i in ids])
+
+
+def linear(x: Matrix, w: Matrix) -> Matrix:
+    """Return x times w transposed: x (T, nin), w (nout, nin) -> (T, nout).
+
+    Raises ValueError if the two nin differ.
+    """
+    _require(x, "x")
+    _require(w, "w")
+    _linear_shapes(x.shape, w.shape)
+    return _matrix([[_dot(weights, row) for weights in w] for row in x])
+
+
+def rmsnorm(x: Matrix) -> Matrix:
+    """Return each row divided by its root mean square: x (T, n) -> (T, n).
+
+    x * (mean(x ** 2) + 1e-5) ** -0.5; Zhang and Sennrich 2019, arXiv:1910.07467, without a gain.
+    """
+    _require(x, "x")
+    result = []
+    for row in x:
+        mean_square = sum(value * value for value in row) / len(row)
+        scale = (mean_square + RMSNORM_EPS) ** -0.5
+        result.append([value * scale for value in row])
+    return _matrix(result)
+
+
+def relu(x: Matrix) -> Matrix:
+    """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
+    _require(x, "x")
+    return _matrix([[value.relu() for value in row] for row in x])
+
+
+def softmax(x: Matrix) -> Matrix:
+    """Return the softmax of each row: x (T, n) -> (T, n), every row adds up to 1."""
+    _require(x, "x")
+    return _matrix([_softmax(row) for row in x])
+
+
+def attention(
+    q: Matrix, k: Matrix, v: Matrix, n_head: int, starts: Iterable[int] | None = None
+) -> Matrix:
+    """Return causal multi-head attention: q (T, n), k and v (S, n) with S >= T -> (T, n).
+
+    Each of the n_head heads works on n / n_head neighbouring columns. Row t of q stands at
+    position S - T + t and sees the keys up to and with its own position.
+    starts: first rows of the documents packed into q, from 0 upwards; a row sees only its own
+    document. They need S == T.
+
+    softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
+    Raises ValueError if shapes, n_head or starts do not fit.
+    """
+    _require(q, "q")
+    _require(k, "k")
+    _require(v, "v")
+    n_head = _index(n_head)
+    _attention_shapes(q.shape, k.shape, v.shape, n_head)
+    first = _first_rows(len(q), len(k), starts)
+    cols = q.shape[1]
+    head_dim = cols // n_head
+    result = []
+    for t, query in enumerate(q):
+        seen = range(first[t], len(k) - len(q) + t + 1)
+        row = []
+        for head in range(0, cols, head_dim):
+            weights = _attend(query, k, head, head_dim, seen)
+            for j in range(head, head + head_dim):
+                row.append(sum(weight * v[s][j] for weight, s in zip(weights, seen, strict=True)))
+        result.append(row)
+    return _matrix(result)
+
+
+def attention_weights(
+    q: Matrix, k: Matrix, n_head: int, starts: Iterable[int] | None = None
+) -> Matrix:
+    """Return the weights that `attention` gives: q (T, n), k (S, n) -> (n_head * T, S).
+
+    Row h * T + t holds what head h at row t gives each key; what it does not see has weight 0.
+    """
+    _require(q, "q")
+    _require(k, "k")
+    n_head = _index(n_head)
+    _attention_shapes(q.shape, k.shape, k.shape, n_head)
+    first = _first_rows(len(q), len(k), starts)
+    cols = q.shape[1]
+    head_dim = cols // n_head
+    result = []
+    for head in range(0, cols, head_dim):
+        for t, query in enumerate(q):
+            seen = range(first[t], len(k) - len(q) + t + 1)
+            row = [_leaf(0.0) for _ in range(len(k))]
+            row[seen.start : seen.stop] = _attend(query, k, head, head_dim, seen)
+            result.append(row)
+    return _matrix(result)
+
+
+def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
+    """Return -log(softmax(row)[target]) for each row: logits (T, n), T targets -> (T, 1).
+
+    By log-sum-exp, so that a probability too small for a float still gives its loss.
+    Raises ValueError if a target is outside 0..n-1 or there is not one for each row.
+    """
+    _require(logits, "logits")
+    rows, cols = logits.shape
+    targets_of_rows = _ids(targets, cols, "target")
+    _one_target_a_row(rows, len(targets_of_rows))
+    result = []
+    for row, target in zip(logits, targets_of_rows, strict=True):
+        largest = max([value._data for value in row])
+        total = sum((value - largest).exp() for value in row)
+        result.append([total.log() - (row[target] - largest)])
+    return _matrix(result)
+
+
+def mean(x: Matrix) -> Value:
+    """Return the mean of all entries as one Value: x (T, n)."""
+    _require(x, "x")
+    rows, cols = x.shape
+    return (1.0 / (rows * cols)) * sum(value for row in x for value in row)
+
+
+def adam_update(
+    params: Iterable[Matrix],
+    m: Iterable[Matrix],
+    v: Iterable[Matrix],
+    step: int,
+    lr: float,
+    beta1: float = 0.85,
+    beta2: float = 0.99,
+    eps: float = 1e-8,
+) -> None:
+    """Take one Adam step on every Matrix of params, in place, and set its gradient to 0.
+
+    params, m, v: lists of Matrices of equal shapes: parameters, first and second moments.
+    step: how many steps were taken before this one; the bias correction needs it.
+
+    Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
+    Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
+    eps is not positive.
+    """
+    params, m, v = list(params), list(m), list(v)
+    for matrix in params + m + v:
+        _require(matrix, "a param or moment")
+    _adam_shapes(*[[matrix.shape for matrix in matrices] for matrices in (params, m, v)])
+    lr, beta1, beta2, eps, correction1, correction2 = _adam_rates(step, lr, beta1, beta2, eps)
+    for matrices in zip(params, m, v, strict=True):
+        for rows in zip(*matrices, strict=True):
+            for p, first, second in zip(*rows, strict=True):
+                first._data = beta1 * first._data + (1.0 - beta1) * p._grad
+                second._data = beta2 * second._data + (1.0 - beta2) * (p._grad * p._grad)
+                m_hat, v_hat = first._data / correction1, second._data / correction2
+                p._data -= lr * m_hat / (math.sqrt(v_hat) + eps)
+                p._grad = 0.0
+
+
+class no_grad(ContextDecorator):
+    """Build no graph inside a `with no_grad():` block of this thread; results are leaves.
+
+    >>> with no_grad():
+    ...     (Value(2) * 3)._children
+    ()
+    """
+
+    def __enter__(self) -> no_grad:
+        _thread.no_grad_depth += 1
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _thread.no_grad_depth -= 1
+
+
+def grad_enabled() -> bool:
+    """Return whether ops are recorded: False inside `no_grad` of this thread."""
+    return not _thread.no_grad_depth
+
+
+class _ThreadState(threading.local):
+    no_grad_depth = 0
+
+
+_thread = _ThreadState()
+
+
+def _node(data, children, local_grads, op):
+    node = Value.__new__(Value)
+    node._data = data
+    node._grad = 0.0
+    if _thread.no_grad_depth:
+        node._children = node._local_grads = ()
+        node._op = ""
+    else:
+        node._children = children
+        node._local_grads = local_grads
+        node._op = op
+    return node
+
+
+def _leaf(data):
+    return _node(data, (), (), "")
+
+
+def _copy(value):
+    return _node(value._data, (value,), (1.0,), "")
+
+
+def _value(item):
+    return item if isinstance(item, Value) else _leaf(_number(item, "an entry"))
+
+
+def _matrix(rows):
+    matrix = Matrix.__new__(Matrix)
+    matrix._rows = [tuple(row) for row in rows]
+    return matrix
+
+
+def _topological_sort(root):
+    """Return the inner nodes below root, children first: depth-first, children left to right.
+
+    Leaves are left out: they pass no gradient on. On the stack, None above a node says that all
+    of its children are done.
+    """
+    topo, visited, stack = [], set(), [root]
+    while stack:
+        node = stack.pop()
+        if node is None:
+            topo.append(stack.pop())
+        elif node._children and id(node) not in visited:
+            visited.add(id(node))
+            stack += (node, None, *reversed(node._children))
+    return topo
+
+
+def _power(x, exponent):
+    if x < 0.0 and math.isfinite(x) and math.isfinite(exponent) and exponent % 1.0:
+        raise ValueError(f"{x} ** {exponent} is not a real number")
+    try:
+        return x**exponent
+    except ZeroDivisionError:
+        raise ZeroDivisionError(f"{x} cannot be raised to the power {exponent}") from None
+    except OverflowError:
+        raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
+
+
+def _exp(x):
+    try:
+        return math.exp(x)
+    except OverflowError:
+        raise OverflowError(f"exp({x}) is too large for a float") from None
+
+
+def _log(x):
+    if x <= 0.0:
+        raise ValueError(f"log({x}) is not defined: log takes a positive number")
+    return math.log(x)
+
+
+def _dot(a, b):
+    return sum(ai * bi for ai, bi in zip(a, b, strict=True))
+
+
+def _softmax(values):
+    largest = max([value._data for value in values])
+    exps = [(value - largest).exp() for value in values]
+    total = sum(exps)
+    return [e / total for e in exps]
+
+
+def _attend(query, k, head, head_dim, seen):
+    columns = range(head, head + head_dim)
+    return _softmax([sum(query[j] * k[s][j] for j in columns) / head_dim**0.5 for s in seen])
+
+
+def _snapshot(lists):
+    flat = array("d", [number for row in lists for number in row])
+    shape = len(lists), len(lists[0])
+    return memoryview(flat).cast("B").cast("d", shape).toreadonly()
+
+
+# What follows checks arguments; the compiled core calls the same functions.
+
+
+def _is_number(x):
+    return isinstance(x, (float, int)) or hasattr(x, "__float__") or hasattr(x, "__index__")
+
+
+def _number(x, what):
+    if not _is_number(x):
+        raise TypeError(f"{what} must be a number, not {type(x).__name__}")
+    return float(x)
+
+
+def _index(x):
+    if not hasattr(x, "__index__"):
+        raise TypeError(f"expected an int, not {type(x).__name__}")
+    return x.__index__()
+
+
+def _links(children, local_grads, value_class):
+    """Return children and local gradients as tuples that fit each other."""
+    children = tuple(children)
+    local_grads = tuple([_number(grad, "a local gradient") for grad in local_grads])
+    for child in children:
+        if not isinstance(child, value_class):
+            raise TypeError(f"a child must be a Value, not {type(child).__name__}")
+    if len(children) != len(local_grads):
+        raise ValueError(
+            f"as many local gradients as children are needed: {len(children)}, "
+            f"not {len(local_grads)}"
+        )
+    return children, local_grads
+
+
+def _sizes(rows, cols):
+    rows, cols = _index(rows), _index(cols)
+    if rows < 1 or cols < 1:
+        raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
+    return rows, cols
+
+
+def _rectangle(lists):
+    """Return lists as a list of lists; raise ValueError unless all have the same length > 0."""
+    rows = [list(row) for row in lists]
+    lengths = {len(row) for row in rows}
+    if not rows or 0 in lengths:
+        raise ValueError("a Matrix has at least one row and one column")
+    if len(lengths) > 1:
+        raise ValueError(f"rows of a Matrix are equally long, not {min(lengths)} to {max(lengths)}")
+    return rows
+
+
+def _row_index(index, rows):
+    index = _index(index)
+    if not -rows <= index < rows:
+        raise IndexError(f"row {index} of a Matrix with {rows} rows")
+    return index % rows
+
+
+def _row_slice(index, rows):
+    start, stop, step = index.indices(rows)
+    if step != 1:
+        raise ValueError(f"a slice of a Matrix goes in steps of 1, not {step}")
+    if stop <= start:
+        raise ValueError(f"rows {start}:{stop} of a Matrix with {rows} rows hold nothing")
+    return start, stop
+
+
+def _load_shapes(own, other):
+    if own != other:
+        raise ValueError(f"load needs shape {own}, not {other}")
+
+
+def _require(x, name):
+    if not isinstance(x, Matrix):
+        raise TypeError(f"{name} must be a Matrix, not {type(x).__name__}")
+
+
+def _ids(ids, n, what):
+    """Return ids as a list of ints; raise ValueError if one is outside 0..n-1."""
+    ids = [_index(i) for i in ids]
+    if not ids:
+        raise ValueError(f"at least one {what} is needed")
+    for i in ids:
+        if not 0 <= i < n:
+            raise ValueError(f"{what} {i} is outside 0..{n - 1}")
+    return ids
+
+
+def _one_target_a_row(rows, targets):
+    if rows != targets:
+        raise ValueError(f"{rows} rows of logits need as many targets, not {targets}")
+
+
+def _add_shapes(a, b):
+    if a != b:
+        raise ValueError(f"a + b needs equal shapes, not {a} and {b}")
+
+
+def _linear_shapes(x, w):
+    if x[1] != w[1]:
+        raise ValueError(f"linear needs x (T, nin) and w (nout, nin), not {x} and {w}")
+
+
+def _attention_shapes(q, k, v, n_head):
+    if k != v or q[1] != k[1] or q[0] > k[0]:
+        raise ValueError(
+            f"attention needs q (T, n), k and v (S, n) with S >= T, not {q}, {k} and {v}"
+        )
+    if n_head < 1 or q[1] % n_head:
+        raise ValueError(f"{q[1]} columns cannot be split into {n_head} heads")
+
+
+def _first_rows(rows, keys, starts):
+    """Return for each row of q the first key that it may see."""
+    if starts is None:
+        return [0] * rows
+    starts = [_index(start) for start in starts]
+    ends = starts[1:] + [rows]
+    if rows != keys:
+        raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
+    if starts[:1] != [0] or any(a >= b for a, b in zip(starts, ends, strict=True)):
+        raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
+    return [a for a, b in zip(starts, ends, strict=True) for _ in range(a, b)]
+
+
+def _adam_shapes(params, m, v):
+    if not len(params) == len(m) == len(v):
+        raise ValueError(f"{len(params)} params need as many moments, not {len(m)} and {len(v)}")
+    for p, first, second in zip(params, m, v, strict=True):
+        if not p == first == second:
+            raise ValueError(
+                f"a param of shape {p} needs moments of the same shape, not {first} and {second}"
+            )
+
+
+def _adam_rates(step, lr, beta1, beta2, eps):
+    """Return the rates as floats, followed by the two bias corrections of this step."""
+    step, lr, eps = _index(step), _number(lr, "lr"), _number(eps, "eps")
+    beta1, beta2 = _number(beta1, "beta1"), _number(beta2, "beta2")
+    if step < 0:
+        raise ValueError(f"step must be 0 or more, not {step}")
+    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
+        raise ValueError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
+    if not eps > 0.0:
+        raise ValueError(f"eps must be positive, not {eps}")
+    return lr, beta1, beta2, eps, 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)

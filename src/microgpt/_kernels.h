@@ -1,0 +1,65 @@
+/* The numeric inner loops of the compiled core.
+ *
+ * Every array is contiguous float64, row by row. T rows of queries, S rows of keys, n columns.
+ * A forward kernel writes its output; a backward kernel adds to the gradients (d + name) of its
+ * inputs. No function here allocates, fails or knows Python. */
+#ifndef MICROGPT_KERNELS_H
+#define MICROGPT_KERNELS_H
+
+#include <stdint.h>
+
+typedef int64_t Index;
+
+void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n);
+void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T, Index n);
+
+void add_forward(double *y, const double *a, const double *b, Index size);
+void add_backward(double *da, double *db, const double *dy, Index size);
+
+/* x (T, nin), w (nout, nin) -> y (T, nout); wt (nin, nout) is room for w transposed. */
+void linear_forward(double *y, double *wt, const double *x, const double *w,
+                    Index T, Index nin, Index nout);
+void linear_backward(double *dx, double *dw, const double *dy, const double *x, const double *w,
+                     Index T, Index nin, Index nout);
+
+/* scale (T) keeps the factor of each row for backward. */
+void rmsnorm_forward(double *y, double *scale, const double *x, double eps, Index T, Index n);
+void rmsnorm_backward(double *dx, const double *dy, const double *x, const double *scale,
+                      Index T, Index n);
+
+void relu_forward(double *y, const double *x, Index size);
+void relu_backward(double *dx, const double *dy, const double *x, Index size);
+
+void softmax_forward(double *y, const double *x, Index T, Index n);
+void softmax_backward(double *dx, const double *dy, const double *y, Index T, Index n);
+
+/* weights (n_head, T, S): what each head at each row gives each key; row t sees the keys
+ * first[t] to S - T + t. */
+void attention_weights_forward(double *weights, const double *q, const double *k,
+                               const Index *first, Index T, Index S, Index n, Index n_head);
+void attention_weights_backward(double *dq, double *dk, const double *dweights,
+                                const double *weights, const double *q, const double *k,
+                                const Index *first, Index T, Index S, Index n, Index n_head);
+
+/* dweights (S) is room for one row. */
+void attention_forward(double *y, double *weights, const double *q, const double *k,
+                       const double *v, const Index *first, Index T, Index S, Index n,
+                       Index n_head);
+void attention_backward(double *dq, double *dk, double *dv, double *dweights, const double *dy,
+                        const double *weights, const double *q, const double *k, const double *v,
+                        const Index *first, Index T, Index S, Index n, Index n_head);
+
+/* probs (T, n) keeps the softmax for backward. */
+void cross_entropy_forward(double *loss, double *probs, const double *logits,
+                           const Index *targets, Index T, Index n);
+void cross_entropy_backward(double *dlogits, const double *dloss, const double *probs,
+                            const Index *targets, Index T, Index n);
+
+double mean_forward(const double *x, Index size);
+void mean_backward(double *dx, double dy, Index size);
+
+/* rate and eps have the bias corrections folded in. */
+void adam(double *p, double *dp, double *m, double *v, double rate, double beta1, double beta2,
+          double eps, Index size);
+
+#endif

@@ -1,0 +1,45 @@
+"""Adam and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .core import Matrix, adam_update
+
+
+class Adam:
+    """Update parameters by their gradients with Adam (Kingma and Ba 2014, arXiv:1412.6980).
+
+    params: Matrices; the moments `m` and `v` are Matrices of the same shapes, 0 at first.
+    beta1, beta2: decay of the first and the second moment a step.
+    eps: keeps the division finite where a gradient was always 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Matrix],
+        beta1: float = 0.85,
+        beta2: float = 0.99,
+        eps: float = 1e-8,
+    ) -> None:
+        self.params = list(params)
+        self.m = [Matrix(*p.shape) for p in self.params]
+        self.v = [Matrix(*p.shape) for p in self.params]
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.step = 0
+
+    def update(self, lr: float) -> None:
+        """Take one step with learning rate lr and set the gradients to 0."""
+        adam_update(
+            self.params, self.m, self.v, self.step, lr, self.beta1, self.beta2, self.eps
+        )
+        self.step += 1
+
+
+def linear_decay(lr: float, step: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0: lr at first, 0 after the last.
+
+    >>> [linear_decay(0.01, step, 4) for step in range(4)]
+    [0.01, 0.0075, 0.005, 0.0025]
+    """
+    return lr * (1 - step / steps)

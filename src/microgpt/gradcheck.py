@@ -1,0 +1,95 @@
+"""Check gradients: central differences against backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+def gradcheck(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+) -> bool:
+    """Return True if backward gives the derivative of f by every number in inputs.
+
+    f: takes the inputs and returns one Value.
+    inputs: the arguments of f: Values, Matrices, and lists of these, nested as you like.
+
+    The derivative by x is measured as (f(x + eps) - f(x - eps)) / (2 * eps); backward may differ
+    from it by atol + rtol * abs(measured). Choose inputs away from kinks, such as relu at 0.
+    f runs twice for each number, so keep the inputs small. Their data and gradients are the same
+    afterwards as before.
+
+    >>> from microgpt import Value
+    >>> gradcheck(lambda a, b: a * b + a.exp(), [Value(2), Value(3)])
+    True
+
+    Raises AssertionError with the worst entry if one is further off, TypeError if inputs or
+    result are of another type, ValueError if there are no inputs.
+    """
+    inputs = list(inputs)
+    entries = [entry for i, x in enumerate(inputs) for entry in _entries(x, f"inputs[{i}]")]
+    if not entries:
+        raise ValueError("gradcheck needs at least one input")
+    values = [value for _, value in entries]
+    before = [(value.data, value.grad) for value in values]
+    try:
+        for value in values:
+            value.grad = 0.0
+        _result(f, inputs).backward()
+        analytic = [value.grad for value in values]
+        numeric = [_central_difference(f, inputs, value, eps) for value in values]
+    finally:
+        for value, (data, grad) in zip(values, before, strict=True):
+            value.data = data
+            value.grad = grad
+    wrong = []
+    for (name, _), a, n in zip(entries, analytic, numeric, strict=True):
+        difference, allowed = abs(a - n), atol + rtol * abs(n)
+        if not difference <= allowed < math.inf:  # so that nan and inf are wrong
+            badness = difference / allowed
+            badness = math.inf if math.isnan(badness) else badness
+            wrong.append((badness, name, a, n, difference, allowed))
+    if wrong:
+        _, name, a, n, difference, allowed = max(wrong, key=lambda entry: entry[0])
+        raise AssertionError(
+            f"the gradient of {name} is wrong\n"
+            f"  backward gives       {a!r}\n"
+            f"  central differences  {n!r}\n"
+            f"  difference           {difference!r}\n"
+            f"  allowed              {allowed!r}\n"
+            f"This is the worst of {len(wrong)} wrong gradients among {len(entries)}."
+        )
+    return True
+
+
+def _entries(x: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the Values in x, each with the expression that finds it."""
+    if hasattr(x, "backward"):
+        yield name, x
+    elif isinstance(x, (list, tuple)) or hasattr(x, "load"):  # a list, or a Matrix
+        for i, item in enumerate(x):
+            yield from _entries(item, f"{name}[{i}]")
+    else:
+        raise TypeError(f"{name} must be a Value, a Matrix or a list, not {type(x).__name__}")
+
+
+def _result(f: Callable[..., Any], inputs: list[Any]) -> Any:
+    result = f(*inputs)
+    if not hasattr(result, "backward"):
+        raise TypeError(f"f must return a Value, not {type(result).__name__}")
+    return result
+
+
+def _central_difference(f: Callable[..., Any], inputs: list[Any], value: Any, eps: float) -> float:
+    middle = value.data
+    value.data = middle + eps
+    above = _result(f, inputs).data
+    value.data = middle - eps
+    below = _result(f, inputs).data
+    value.data = middle
+    return float(above - below) / (2.0 * eps)

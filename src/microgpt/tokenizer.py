@@ -1,0 +1,95 @@
+"""Text to token ids and back, one token a character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+
+class Tokenizer:
+    """Number the characters of an alphabet, and mark where documents begin and end.
+
+    chars: distinct characters in any order; kept sorted, so that character i has the id i.
+    One more id, `bos`, stands on both sides of every document; `vocab_size` counts it too.
+    Raises ValueError if chars is empty or holds a character twice.
+
+    A model learns to predict each token from those before it:
+
+    >>> tokenizer = Tokenizer.from_documents(["emma"])
+    >>> tokenizer
+    Tokenizer('aem')
+    >>> ids = tokenizer.encode("emma")
+    >>> ids
+    [3, 1, 2, 2, 0, 3]
+    >>> list(zip(ids, ids[1:]))  # five pairs of input and target
+    [(3, 1), (1, 2), (2, 2), (2, 0), (0, 3)]
+    """
+
+    def __init__(self, chars: str) -> None:
+        self.chars = "".join(sorted(chars))
+        if not self.chars:
+            raise ValueError("an alphabet needs at least one character")
+        for char, following in pairwise(self.chars):
+            if char == following:
+                raise ValueError(f"character {char!r} is in the alphabet more than once")
+        self.bos = len(self.chars)
+        self.vocab_size = self.bos + 1
+        self._ids = {char: i for i, char in enumerate(self.chars)}
+
+    @classmethod
+    def from_documents(cls, docs: Iterable[str]) -> Tokenizer:
+        """Return the tokenizer of all characters in docs. Raises ValueError if there are none."""
+        return cls("".join({char for doc in docs for char in doc}))
+
+    def encode(self, doc: str) -> list[int]:
+        """Return the ids of the characters of doc, between two BOS.
+
+        Raises ValueError at a character that is not in the alphabet.
+
+        >>> Tokenizer("abc").encode("cab")
+        [3, 2, 0, 1, 3]
+        """
+        try:
+            return [self.bos, *map(self._ids.__getitem__, doc), self.bos]
+        except KeyError as error:
+            char = error.args[0]
+        raise ValueError(f"character {char!r} is not in the alphabet {_shorten(self.chars)}")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, without the BOS before and behind it, where there is one.
+
+        Raises ValueError at a BOS inside the text and at an id out of range.
+
+        >>> Tokenizer("abc").decode([3, 2, 0, 1, 3])
+        'cab'
+        """
+        ids = list(ids)
+        if ids and ids[0] == self.bos:
+            del ids[0]
+        if ids and ids[-1] == self.bos:
+            del ids[-1]
+        for i in ids:
+            if i == self.bos:
+                raise ValueError(f"BOS (id {i}) stands inside the text")
+            if not 0 <= i < self.bos:
+                raise ValueError(f"id {i} is not in 0..{self.bos}")
+        return "".join([self.chars[i] for i in ids])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self.chars == other.chars
+
+    def __hash__(self) -> int:
+        return hash(self.chars)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.chars!r})"
+
+
+def _shorten(chars: str, limit: int = 80) -> str:
+    """Return chars quoted, without its middle if it is longer than limit."""
+    if len(chars) <= limit:
+        return repr(chars)
+    half = limit // 2
+    return f"{chars[:half]!r} ... {chars[-half:]!r} ({len(chars)} characters)"

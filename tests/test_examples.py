@@ -1,0 +1,69 @@
+"""The original program as one script: the same bits with our Value as with a plain one."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import plain_value
+import pytest
+
+import microgpt
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "microgpt.py"
+RECORD = Path(__file__).with_name("record.json")
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Return a function that runs the script with a Value class; it gives losses and output."""
+
+    def run(value_class, *arguments):
+        monkeypatch.setattr(microgpt, "Value", value_class, raising=False)
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        losses = runpy.run_path(str(SCRIPT), run_name="__main__")["losses"]
+        return losses, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def few_names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("ab\nbca\ncab\nzoe\n")
+    return path
+
+
+def test_losses_and_samples_are_those_of_a_plain_value_to_the_last_bit(core, run_script, few_names):
+    losses, out = run_script(core.Value, few_names, 5)
+    plain_losses, plain_out = run_script(plain_value.Value, few_names, 5)
+    assert [loss.hex() for loss in losses] == [loss.hex() for loss in plain_losses]
+    assert out == plain_out
+    assert out.count("\nsample ") == 20
+
+
+def recorded_losses(numbers):
+    return pytest.approx(numbers, rel=0, abs=1e-12)
+
+
+def test_the_losses_and_names_on_the_bundled_names_are_the_record(compiled, run_script):
+    record = json.loads(RECORD.read_text())
+    losses, out = run_script(compiled.Value)
+    assert losses == recorded_losses(record["losses"])
+    assert names_in(out) == record["samples"]
+    assert f"num docs: {record['num_docs']}\n" in out
+    assert f"vocab size: {record['vocab_size']}\nnum params: {record['num_params']}\n" in out
+
+
+def test_the_losses_and_names_on_the_original_names_are_those_of_the_original_program(
+    compiled, run_script, reference
+):
+    golden = json.loads((reference / "golden" / "default.json").read_text())
+    losses, out = run_script(compiled.Value, reference / "data" / "names.txt")
+    assert losses == recorded_losses(golden["losses"])
+    assert names_in(out) == golden["samples"]
+
+
+def names_in(out):
+    return [line.split(": ")[1] for line in out.splitlines() if line.startswith("sample")]

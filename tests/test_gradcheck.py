@@ -1,0 +1,241 @@
+"""Gradients by central differences, and the check itself."""
+
+import math
+import random
+
+import pytest
+
+from microgpt.gradcheck import gradcheck
+
+VALUE_OPS = {
+    "a + b": lambda a, b: a + b,
+    "a + 2": lambda a, b: a + 2,
+    "2 + a": lambda a, b: 2 + a,
+    "a - b": lambda a, b: a - b,
+    "a - 2": lambda a, b: a - 2,
+    "2 - a": lambda a, b: 2 - a,
+    "a * b": lambda a, b: a * b,
+    "a * 2": lambda a, b: a * 2,
+    "2 * a": lambda a, b: 2 * a,
+    "a / b": lambda a, b: a / b,
+    "a / 2": lambda a, b: a / 2,
+    "2 / a": lambda a, b: 2 / a,
+    "-a": lambda a, b: -a,
+    "a ** 3": lambda a, b: a**3,
+    "a ** -2": lambda a, b: a**-2,
+    "a ** 0.5": lambda a, b: a**0.5,
+    "a ** 0": lambda a, b: a**0,
+    "exp": lambda a, b: a.exp(),
+    "log": lambda a, b: a.log(),
+    "relu": lambda a, b: a.relu(),
+    "relu of a negative": lambda a, b: (-a).relu(),
+    "a": lambda a, b: a,
+    "nothing": lambda a, b: a * 0 + b * 0,
+    "shared": lambda a, b: (a * b + a) * (a * b - b) / (a + b),
+    "deep": lambda a, b: (((a * b).exp() + a).log() * b) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", VALUE_OPS)
+def test_a_value_op_has_the_right_gradient(core, name):
+    for a, b in [(0.7, 1.9), (2.5, 0.3), (1.0, 1.0)]:
+        assert gradcheck(VALUE_OPS[name], [core.Value(a), core.Value(b)]) is True
+
+
+# name -> the op of a core, the shapes of its Matrices
+BLOCK_OPS = {
+    "add": (lambda c, a, b: a + b, [(3, 5)] * 2),
+    "add to itself": (lambda c, a: a + a, [(3, 5)]),
+    "embedding": (lambda c, t: c.embedding(t, [3, 0, 3]), [(4, 3)]),
+    "linear": (lambda c, x, w: c.linear(x, w), [(3, 5), (4, 5)]),
+    "linear of one row": (lambda c, x, w: c.linear(x, w), [(1, 5), (3, 5)]),
+    "linear of one column": (lambda c, x, w: c.linear(x, w), [(4, 1), (3, 1)]),
+    "linear 7x17": (lambda c, x, w: c.linear(x, w), [(7, 17), (9, 17)]),
+    "linear with itself": (lambda c, x: c.linear(x, x), [(3, 5)]),
+    "rmsnorm": (lambda c, x: c.rmsnorm(x), [(3, 5)]),
+    "rmsnorm of one row": (lambda c, x: c.rmsnorm(x), [(1, 7)]),
+    "rmsnorm of one column": (lambda c, x: c.rmsnorm(x), [(4, 1)]),
+    "rmsnorm 7x17": (lambda c, x: c.rmsnorm(x), [(7, 17)]),
+    "relu": (lambda c, x: c.relu(x), [(3, 5)]),
+    "softmax": (lambda c, x: c.softmax(x), [(3, 5)]),
+    "softmax of one column": (lambda c, x: c.softmax(x), [(4, 1)]),
+    "softmax 7x17": (lambda c, x: c.softmax(x), [(7, 17)]),
+    "attention": (lambda c, q, k, v: c.attention(q, k, v, 2), [(3, 4)] * 3),
+    "attention of one row": (lambda c, q, k, v: c.attention(q, k, v, 2), [(1, 4)] * 3),
+    "attention of one column": (lambda c, q, k, v: c.attention(q, k, v, 1), [(4, 1)] * 3),
+    "attention, odd": (lambda c, q, k, v: c.attention(q, k, v, 3), [(5, 9)] * 3),
+    "attention with itself": (lambda c, x: c.attention(x, x, x, 1), [(3, 4)]),
+    "attention, more keys": (
+        lambda c, q, k, v: c.attention(q, k, v, 2), [(2, 4), (5, 4), (5, 4)],
+    ),
+    "attention, packed": (
+        lambda c, q, k, v: c.attention(q, k, v, 2, [0, 2, 3]), [(5, 4)] * 3,
+    ),
+    "attention_weights": (lambda c, q, k: c.attention_weights(q, k, 2), [(3, 4)] * 2),
+    "attention_weights, more keys": (
+        lambda c, q, k: c.attention_weights(q, k, 2), [(2, 4), (5, 4)],
+    ),
+    "attention_weights, packed": (
+        lambda c, q, k: c.attention_weights(q, k, 1, [0, 1]), [(4, 2)] * 2,
+    ),
+    "cross_entropy": (lambda c, x: c.cross_entropy(x, [4, 0, 4]), [(3, 5)]),
+    "cross_entropy of one row": (lambda c, x: c.cross_entropy(x, [1]), [(1, 5)]),
+    "cross_entropy 7x17": (lambda c, x: c.cross_entropy(x, [16] * 7), [(7, 17)]),
+    "mean": (lambda c, x: c.Matrix.pack([[c.mean(x)]]), [(3, 5)]),
+    "pack": (lambda c, x: c.Matrix.pack([[x[1][0], x[0][1] * x[1][0]]]), [(2, 2)]),
+    "rows": (lambda c, x: x[1:3], [(4, 2)]),
+    "all together": (
+        lambda c, t, w: c.softmax(
+            c.linear(c.rmsnorm(c.embedding(t, [0, 2, 1]) + c.embedding(t, [1, 1, 1])), w)
+        ),
+        [(3, 4), (5, 4)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCK_OPS)
+def test_a_block_op_has_the_right_gradient(core, name):
+    op, shapes = BLOCK_OPS[name]
+    rng = random.Random(name)
+    inputs = [
+        core.Matrix.of([[rng.uniform(0.2, 1.5) * rng.choice((-1, 1)) for _ in range(cols)]
+                        for _ in range(rows)])
+        for rows, cols in shapes
+    ]
+    result = op(core, *inputs)
+    weights = core.Matrix.of([[rng.gauss(0, 1) for _ in result[0]]])
+
+    def loss(*inputs):
+        """Weigh the entries of each row, square the sums, take the mean."""
+        sums = core.linear(op(core, *inputs), weights)
+        return core.mean(core.Matrix.pack([[value * value for (value,) in sums]]))
+
+    assert gradcheck(loss, inputs)
+
+
+def wrong(core):
+    """Return an op that claims to have the derivative 5 and has 3."""
+    return lambda x: core.Value(x.data * 3, (x,), (5,))
+
+
+def test_a_wrong_gradient_is_reported_with_both_numbers(core):
+    x, y = core.Value(1), core.Value(2)
+    with pytest.raises(AssertionError) as caught:
+        gradcheck(lambda a, b: a * 2 + wrong(core)(b), [x, y])
+    report = str(caught.value)
+    assert "inputs[1] is wrong" in report
+    lines = {line.rsplit(None, 1)[0].strip(): line.split()[-1] for line in report.splitlines()}
+    assert float(lines["backward gives"]) == 5.0
+    assert float(lines["central differences"]) == pytest.approx(3.0, abs=1e-8)
+    assert float(lines["difference"]) == pytest.approx(2.0, abs=1e-8)
+    assert float(lines["allowed"]) == pytest.approx(1e-5 + 3e-3, abs=1e-8)
+    assert "1 wrong gradients among 2" in report
+
+
+def test_the_worst_entry_of_a_matrix_is_named(core):
+    x = core.Matrix.of([[1, 2, 3], [4, 5, 6]])
+
+    def f(x):
+        return core.Value(x[1][2].data * 2, (x[1][2],), (2.1,)) + wrong(core)(x[1][0])
+
+    with pytest.raises(AssertionError, match=r"inputs\[0\]\[1\]\[0\] is wrong") as caught:
+        gradcheck(f, [x])
+    assert "2 wrong gradients among 6" in str(caught.value)
+
+
+def test_entries_of_nested_lists_are_named(core):
+    lists = [[core.Value(1)], [core.Value(2), (core.Value(3), core.Matrix.of([[4]]))]]
+
+    def f(lists):
+        (a,), (b, (c, d)) = lists
+        return a * b * c * d[0][0]
+
+    assert gradcheck(f, [lists])
+    with pytest.raises(AssertionError, match=r"inputs\[0\]\[1\]\[1\]\[1\]\[0\]\[0\] is wrong"):
+        gradcheck(lambda lists: f(lists) + wrong(core)(lists[1][1][1][0][0]), [lists])
+
+
+def test_a_missing_gradient_is_wrong(core):
+    with pytest.raises(AssertionError, match="backward gives       0.0"):
+        gradcheck(lambda x: core.Value(x.data * 2), [core.Value(1)])
+    with core.no_grad(), pytest.raises(AssertionError):
+        gradcheck(lambda x: x * 2, [core.Value(1)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_wrong(core, bad):
+    with pytest.raises(AssertionError, match=str(abs(bad))):
+        gradcheck(lambda x: core.Value(x.data, (x,), (bad,)), [core.Value(1)])
+
+
+def test_a_difference_that_is_not_finite_is_wrong(core):
+    def jump(x):
+        return core.Value(math.inf if x.data > 1 else 0.0, (x,), (1,))
+
+    with pytest.raises(AssertionError, match="central differences  inf"):
+        gradcheck(jump, [core.Value(1)])
+
+
+def test_tolerances_and_step_are_those_asked_for(core):
+    x = core.Value(1)
+    with pytest.raises(AssertionError):
+        gradcheck(wrong(core), [x])
+    assert gradcheck(wrong(core), [x], atol=2.1)
+    assert gradcheck(wrong(core), [x], rtol=0.7)
+    assert gradcheck(lambda x: x * x * x, [x], eps=1e-4, atol=1e-7, rtol=0)
+    with pytest.raises(AssertionError):
+        gradcheck(lambda x: x * x * x, [x], eps=0.1, atol=1e-7, rtol=0)
+
+
+def test_inputs_are_the_same_afterwards(core):
+    x, m = core.Value(0.1), core.Matrix.of([[0.1, 0.7]])
+    x.grad, m[0][1].grad = 4.5, -3.0
+
+    def state():
+        return x.data, x.grad, m.tolist(), m.grad.tolist()
+
+    before = state()
+    assert gradcheck(lambda x, m: x.exp() * core.mean(m), [x, m])
+    assert state() == before
+    with pytest.raises(AssertionError):
+        gradcheck(lambda x, m: wrong(core)(x) * m[0][0], [x, m])
+    assert state() == before
+    with pytest.raises(ZeroDivisionError):  # while x is moved
+        gradcheck(lambda x, m: x * (1 / int(x.data <= 0.1)), [x, m])
+    assert state() == before
+
+
+def test_old_gradients_do_not_count(core):
+    x = core.Value(2)
+    x.grad = 1000.0
+    assert gradcheck(lambda x: x * 3, [x])
+
+
+def test_the_same_input_twice_is_one_number(core):
+    x = core.Value(2)
+    assert gradcheck(lambda a, b: a * b, [x, x])
+    assert (x.data, x.grad) == (2.0, 0.0)
+
+
+def test_inputs_may_be_any_iterable(core):
+    assert gradcheck(lambda a, b: a * b, (core.Value(2), core.Value(3)))
+    assert gradcheck(lambda a, b: a * b, (core.Value(i) for i in (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs", "error", "message"),
+    [
+        (lambda c: lambda: c.Value(1), lambda c: [], ValueError, "at least one"),
+        (lambda c: lambda x: c.Value(1), lambda c: [[]], ValueError, "at least one"),
+        (lambda c: lambda x: x, lambda c: [2.0], TypeError, r"inputs\[0\].* not float"),
+        (lambda c: lambda x: x, lambda c: [[c.Value(1), "a"]], TypeError, r"\[0\]\[1\].* not str"),
+        (lambda c: lambda x: x.data, lambda c: [c.Value(1)], TypeError, "Value, not float"),
+        (lambda c: lambda x: x, lambda c: [c.Matrix(1, 1)], TypeError, "Value, not Matrix"),
+        (lambda c: lambda x: None, lambda c: [c.Value(1)], TypeError, "Value, not NoneType"),
+        (lambda c: lambda x, y: x, lambda c: [c.Value(1)], TypeError, "argument"),
+        (lambda c: lambda x: x.log(), lambda c: [c.Value(0)], ValueError, "log"),
+    ],
+)
+def test_what_cannot_be_checked_is_an_error(core, f, inputs, error, message):
+    with pytest.raises(error, match=message):
+        gradcheck(f(core), inputs(core))

@@ -1,0 +1,100 @@
+"""Sampling: the draw, where it stops, what temperature does."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+import microgpt as mg
+from microgpt.sampling import _draw
+
+
+@pytest.fixture(scope="module")
+def run():
+    return mg.train(["emma", "olivia", "ava", "mia"], steps=30, block_size=8)
+
+
+def test_generate_gives_n_documents_over_the_alphabet(run):
+    names = mg.generate(run, n=7)
+    assert len(names) == 7
+    assert set("".join(names)) <= set("aeilmov")
+
+
+def test_the_same_generator_gives_the_same_documents(run):
+    one = mg.generate(run, n=5, rng=random.Random(3))
+    assert one == mg.generate(run, n=5, rng=random.Random(3))
+    assert one != mg.generate(run, n=5, rng=random.Random(4))
+
+
+def test_without_a_generator_the_run_continues_its_own():
+    docs = ["emma", "ava"]
+    one, other = mg.train(docs, steps=3), mg.train(docs, steps=3)
+    together = mg.generate(one, n=4, temperature=1.0)
+    assert mg.generate(other, 2, 1.0) + mg.generate(other, 2, 1.0) == together
+
+
+def test_a_document_ends_at_block_size(run):
+    rng = random.Random(0)
+    lengths = [len(mg.sample(run.model, run.tokenizer.bos, rng, 50.0)) for _ in range(200)]
+    assert max(lengths) == 8
+
+
+def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(run):
+    rng = random.Random(0)
+    state = rng.getstate()
+    [once, again] = mg.generate(run, n=2, temperature=0, rng=rng)
+    assert once == again
+    assert rng.getstate() == state
+    assert _draw([0.5, 2.0, -1.0, 2.0], 0.0, rng) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-300, 5e-324])
+def test_a_tiny_temperature_is_greedy_too(temperature):
+    rng = random.Random(0)
+    assert {_draw([700.0, 710.0, -1e9], temperature, rng) for _ in range(50)} == {1}
+
+
+def test_tokens_are_drawn_as_often_as_their_softmax_says():
+    logits, temperature, n = [1.0, 2.0, 0.0], 0.7, 20_000
+    weights = [math.exp(logit / temperature) for logit in logits]
+    rng = random.Random(5)
+    counts = Counter(_draw(logits, temperature, rng) for _ in range(n))
+    for token, weight in enumerate(weights):
+        p = weight / sum(weights)
+        deviation = math.sqrt(n * p * (1 - p))
+        assert abs(counts[token] - n * p) < 4 * deviation
+
+
+def test_the_draw_is_that_of_choices_over_the_softmax():
+    logits, temperature = [0.3, -1.2, 2.0, 0.9], 0.5
+    exps = [math.exp((logit - 2.0) / temperature) for logit in logits]
+    probs = [e / sum(exps) for e in exps]
+    ours, theirs = random.Random(9), random.Random(9)
+    for _ in range(200):
+        assert _draw(logits, temperature, ours) == theirs.choices(range(4), probs)[0]
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.nan])
+def test_a_temperature_below_zero_is_an_error(run, temperature):
+    with pytest.raises(ValueError, match="temperature must be 0 or more"):
+        mg.generate(run, n=1, temperature=temperature)
+
+
+def test_a_negative_n_is_an_error(run):
+    with pytest.raises(ValueError, match="n must be 0 or more, not -1"):
+        mg.generate(run, n=-1)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_logits_that_are_not_finite_are_an_error(number, temperature):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        _draw([0.0, number, 1.0], temperature, random.Random(0))
+
+
+def test_sampling_leaves_no_graph_and_no_gradients(run):
+    before = run.model.state_dict["wte"].grad.tolist()
+    mg.generate(run, n=2)
+    assert run.model.state_dict["wte"].grad.tolist() == before
+    assert mg.grad_enabled()
