@@ -65,13 +65,13 @@ def test_the_options_reach_the_run(names, capsys, tmp_path):
     log = tmp_path / "log.jsonl"
     options = {
         "--steps": 4, "--seed": 7, "--n-layer": 2, "--n-embd": 8, "--n-head": 2,
-        "--block-size": 5, "--lr": 0.02,
+        "--block-size": 5, "--lr": 0.02, "--batch-size": 2,
     }  # fmt: skip
     arguments = [str(item) for pair in options.items() for item in pair]
     command = ["train", "--data", str(names), *arguments, "--log", str(log)]
     assert run_command([*command, "--temperature", "0", "--samples", "2"]) == 0
     run = mg.train(
-        NAMES, steps=4, seed=7, lr=0.02, n_layer=2, n_embd=8, n_head=2, block_size=5
+        NAMES, steps=4, seed=7, lr=0.02, n_layer=2, n_embd=8, n_head=2, block_size=5, batch_size=2
     )
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["loss"] for line in lines] == run.losses
@@ -107,6 +107,7 @@ BAD_USE = {
     "zero block size": (["--block-size", "0"], "--block-size: 0 is below 1"),
     "fraction of a layer": (["--n-layer", "1.5"], "--n-layer: '1.5' is not a whole number"),
     "indivisible width": (["--n-embd", "10"], "n_embd must be a multiple of n_head"),
+    "empty batches": (["--batch-size", "0"], "--batch-size: 0 is below 1"),
     "negative steps": (["--steps", "-1"], "--steps: -1 is below 0"),
     "negative samples": (["--samples", "-1"], "--samples: -1 is below 0"),
     "negative temperature": (["--temperature", "-0.5"], "--temperature: -0.5 is not"),
@@ -165,7 +166,7 @@ def test_help_shows_the_options_their_defaults_and_an_example(arguments, capsys)
     out, err = capsys.readouterr()
     assert "example: microgpt train --data names.txt" in out and err == ""
     if "train" in arguments:
-        for option in ("data", "steps", "seed", "n-layer", "n-embd", "n-head", "block-size", "lr",
+        for option in ("data", "steps", "seed", "n-layer", "n-embd", "n-head", "block-size", "lr", "batch-size",
                        "temperature", "samples", "log"):
             assert f"--{option}" in out
         assert "(default: 1000)" in out

@@ -1,7 +1,9 @@
 """Training: what a step does, what a run keeps, what is refused."""
 
+import copy
 import gc
 import math
+import pickle
 import random
 
 import pytest
@@ -47,6 +49,121 @@ def test_a_step_takes_the_next_document_and_returns_its_loss():
         assert mg.train_step(run) == expected == run.losses[-1]
     with pytest.raises(ValueError, match="taken all its 3 steps"):
         mg.train_step(run)
+
+
+def test_a_batch_is_the_mean_over_all_positions_of_its_documents():
+    run = mg.prepare(DOCS, steps=4, batch_size=3)
+    encode = run.tokenizer.encode
+    for step in range(4):
+        docs = [run.documents[i % 5] for i in range(3 * step, 3 * step + 3)]
+        losses = [run.model.loss([encode(doc)]).data for doc in docs]
+        lengths = [len(doc) + 1 for doc in docs]
+        mean = sum(a * b for a, b in zip(losses, lengths, strict=True)) / sum(lengths)
+        assert mg.train_step(run) == pytest.approx(mean, rel=1e-12)
+    assert run.adam.step == 4
+
+
+def test_a_batch_may_be_larger_than_the_documents():
+    run = mg.train(DOCS, steps=3, batch_size=12)
+    assert len(run.losses) == 3
+
+
+def state_of(run):
+    return [m.tolist() for m in (*run.adam.params, *run.adam.m, *run.adam.v)]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"n_layer": 2, "n_embd": 12, "n_head": 3, "block_size": 5}])
+def test_replayed_steps_give_the_same_bits_as_steps_that_run_the_model(sizes, monkeypatch):
+    steps = 40 if mg.BACKEND == "cython" else 5
+    replayed = mg.train(mg.load_documents(), steps=steps, **sizes)
+    monkeypatch.setattr("microgpt.training._can_be_recorded", lambda model: False)
+    run = mg.train(mg.load_documents(), steps=steps, **sizes)
+    assert run.losses == replayed.losses
+    assert state_of(run) == state_of(replayed)
+
+
+compiled_only = pytest.mark.skipif(mg.BACKEND == "python", reason="the pure core replays nothing")
+
+
+class Counting(mg.GPT):
+    """A model whose forward is its own; it counts how often it runs."""
+
+    calls = 0
+
+    def forward(self, tokens, cache=None, starts=None, trace=None):
+        self.calls += 1
+        return super().forward(tokens, cache, starts, trace)
+
+
+class Declared(Counting):
+    replayable = True
+
+
+def with_model(run, model_class):
+    model = model_class(run.model.config, random.Random(1))
+    model.load_state_dict(run.model.state_dict)
+    run.model, run.adam = model, mg.Adam(model.state_dict.values())
+    return run
+
+
+def test_a_model_with_its_own_forward_is_run_at_every_step():
+    run = with_model(mg.prepare(["ab", "ba"], steps=6), Counting)
+    losses = [mg.train_step(run) for _ in range(6)]
+    assert run.model.calls == 6
+    assert losses == mg.train(["ab", "ba"], steps=6).losses
+
+
+@compiled_only
+def test_a_model_that_declares_itself_replayable_runs_once_for_each_number_of_rows():
+    docs = ["ab", "ba", "abb"]
+    run = with_model(mg.prepare(docs, steps=9), Declared)
+    losses = [mg.train_step(run) for _ in range(9)]
+    assert run.model.calls == 2
+    assert losses == mg.train(docs, steps=9).losses
+
+
+@pytest.mark.parametrize("name", ["forward", "loss", "_mlp_block"])
+def test_a_method_that_was_replaced_is_run_at_every_step(name, monkeypatch):
+    run = mg.prepare(["ab"], steps=4)
+    mg.train_step(run)
+    original, calls = getattr(run.model, name), []
+
+    def replaced(*arguments, **options):
+        calls.append(name)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(run.model, name, replaced)
+    for _ in range(3):
+        mg.train_step(run)
+    assert len(calls) == 3
+
+
+def test_another_matrix_in_the_state_dict_is_used_from_the_next_step():
+    run = mg.prepare(["ab"], steps=3)
+    mg.train_step(run)
+    head = run.model.state_dict["lm_head"]
+    run.model.state_dict["lm_head"] = mg.Matrix(*head.shape)
+    assert mg.train_step(run) == pytest.approx(math.log(3))
+
+
+@compiled_only
+def test_recorded_graphs_are_bounded_by_their_rows():
+    docs = ["a" * n for n in range(1, 100)]
+    run = mg.train(docs, steps=99, block_size=128, n_embd=4)
+    graphs = run._recorded._graphs
+    assert 2 < len(graphs) < 50
+    assert sum(graphs) <= run._recorded.MAX_ROWS
+
+
+def test_a_run_can_be_copied_and_pickled_in_the_middle():
+    run = mg.prepare(DOCS, steps=8)
+    for _ in range(4):
+        mg.train_step(run)
+    copies = [copy.deepcopy(run), pickle.loads(pickle.dumps(run))]
+    rest = [mg.train_step(run) for _ in range(4)]
+    for other in copies:
+        assert [mg.train_step(other) for _ in range(4)] == rest
+        assert mg.generate(other, 2) != []
 
 
 def test_the_last_steps_are_small():
@@ -95,6 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_parameters():
         ({"lr": math.inf}, "lr must be a finite number"),
         ({"n_embd": 10}, "n_embd must be a multiple of n_head"),
         ({"n_layer": 0}, "n_layer must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

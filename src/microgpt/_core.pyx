@@ -166,9 +166,10 @@ cdef struct Many:
     double* local_grads
 
 
-cdef struct Ids:  # a small buffer of ints that nodes share
+cdef struct IdBuffer:  # ints that nodes refer to
     Py_ssize_t refs
     Py_ssize_t n
+    Py_ssize_t limit  # all of them are below it
     Index* items
 
 
@@ -182,7 +183,7 @@ cdef struct Block:
     Node* inputs[3]
     Node** items  # PACK: one scalar node an entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
-    Ids* ids
+    IdBuffer* ids
     Py_ssize_t n_head
     uint8_t op
     uint8_t n_inputs
@@ -463,15 +464,16 @@ cdef void free_block(Block* block) noexcept:
     spare_blocks = block
 
 
-cdef Ids* new_ids(Py_ssize_t n) except NULL:
-    cdef Ids* ids = <Ids*>allocate(sizeof(Ids) + n * sizeof(Index))
+cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
+    cdef IdBuffer* ids = <IdBuffer*>allocate(sizeof(IdBuffer) + n * sizeof(Index))
     ids.refs = 1
     ids.n = n
+    ids.limit = PY_SSIZE_T_MAX
     ids.items = <Index*>(ids + 1)
     return ids
 
 
-cdef void release_ids(Ids* ids) noexcept:
+cdef void release_ids(IdBuffer* ids) noexcept:
     if ids is not NULL:
         ids.refs -= 1
         if ids.refs == 0:
@@ -1193,7 +1195,7 @@ cdef Matrix record(Node* node):
     return matrix_of(node)
 
 
-cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved, Ids* ids,
+cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved, IdBuffer* ids,
                     Matrix a, Matrix b=None, Matrix c=None, Py_ssize_t n_head=0) except NULL:
     """Return a new block that owns ids, with its inputs named but not yet counted."""
     cdef Node* node
@@ -1297,10 +1299,47 @@ cdef struct Run:  # one backward
 
 cdef enum:
     MAX_RUNS = 64  # at the same time, in as many threads
-    LONG_SWEEP = 100_000  # entries from which it pays to let other threads run
+    LONG_RUN = 100_000  # entries from which it pays to let other threads work meanwhile
 
 
-cdef bint running[MAX_RUNS + 1]
+cdef str BUSY = "another thread is differentiating a part of this graph"
+cdef bint taken[MAX_RUNS + 1]
+
+
+cdef uint16_t take_number() except 0:
+    """Return a number that no other run has."""
+    cdef int number
+    for number in range(1, MAX_RUNS + 1):
+        if not taken[number]:
+            taken[number] = True
+            return number
+    raise RuntimeError(f"more than {MAX_RUNS} threads are in backward")
+
+
+cdef int start_run(Node* root, Run* run) except -1:
+    """Sort the graph below root and mark its nodes."""
+    memset(run, 0, sizeof(Run))
+    run.number = take_number()
+    try:
+        sort(root, run)
+    except:
+        end_run(run)
+        PyMem_RawFree(run.topo)
+        run.topo = NULL
+        raise
+    return 0
+
+
+cdef void end_run(Run* run) noexcept:
+    """Take the marks off."""
+    cdef Py_ssize_t i
+    for i in range(run.n):
+        run.topo[i].mark = 0
+    for i in range(run.depth):
+        run.stack[i].node.mark = 0
+    taken[run.number] = False
+    PyMem_RawFree(run.stack)
+    run.stack = NULL
 
 
 cdef int backward_from(Node* root) except -1:
@@ -1312,38 +1351,17 @@ cdef int backward_from(Node* root) except -1:
         need_grad(root.left)
         block_of(root.left).grad[<uintptr_t>root.right] = 1.0
         return 0
-    memset(&run, 0, sizeof(Run))
-    run.number = 1
-    while running[run.number]:
-        run.number += 1
-        if run.number > MAX_RUNS:
-            raise RuntimeError(f"more than {MAX_RUNS} threads are in backward")
-    running[run.number] = True
-    try:
-        sort(root, &run)
-        root.grad = 1.0
-        if run.entries >= LONG_SWEEP and not run.has_scalar_leaves:
-            with nogil:
-                sweep(&run, run.number)  # the marks stay: they keep other threads out
-            unmark(&run)
-        else:
-            sweep(&run, 0)
-    except:
-        unmark(&run)
-        raise
-    finally:
-        running[run.number] = False
-        PyMem_RawFree(run.stack)
-        PyMem_RawFree(run.topo)
+    start_run(root, &run)
+    root.grad = 1.0
+    if run.entries >= LONG_RUN and not run.has_scalar_leaves:
+        with nogil:
+            sweep(&run, run.number)  # the marks stay: they keep other threads out
+    else:
+        sweep(&run, 0)
+        run.n = 0
+    end_run(&run)
+    PyMem_RawFree(run.topo)
     return 0
-
-
-cdef void unmark(Run* run) noexcept:
-    cdef Py_ssize_t i
-    for i in range(run.n):
-        run.topo[i].mark = 0
-    for i in range(run.depth):
-        run.stack[i].node.mark = 0
 
 
 cdef int grow(void** memory, Py_ssize_t* room, size_t size) except -1:
@@ -1365,7 +1383,7 @@ cdef inline int visit(Node* node, Run* run) except -1:
     if node.mark == run.number:
         return 0
     if node.mark:
-        raise RuntimeError("another thread is differentiating a part of this graph")
+        raise RuntimeError(BUSY)
     if run.depth == run.depth_room:
         grow(<void**>&run.stack, &run.depth_room, sizeof(Frame))
     if node.kind != BLOCK:
@@ -1435,24 +1453,137 @@ cdef void sweep(Run* run, uint16_t mark) noexcept nogil:
                 many.children[j].grad += many.local_grads[j] * grad
 
 
-cdef Ids* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
-    """Return a list of ints as Ids after the check that each is in 0..n-1."""
-    cdef Ids* ids
-    cdef list checked
-    cdef Py_ssize_t i
+cdef list checked_ids(object numbers, Py_ssize_t n, str what):
+    """Return numbers as a list of ints after the check that each is in 0..n-1."""
     cdef bint plain = type(numbers) is list and len(numbers) > 0
     if plain:
         for item in <list>numbers:
             plain = plain and PyLong_CheckExact(item) and 0 <= item < n
-    checked = <list>numbers if plain else _ids(numbers, n, what)
+    return <list>numbers if plain else _ids(numbers, n, what)
+
+
+cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
+    """Return ints in 0..n-1 as a buffer: a new one, or that of an _Ids."""
+    cdef IdBuffer* ids
+    cdef list checked
+    cdef Py_ssize_t i
+    if isinstance(numbers, _Ids):
+        ids = (<_Ids>numbers).buffer
+        checked_ids(list(numbers), n, what)
+        ids.limit = min(ids.limit, n)
+        ids.refs += 1
+        return ids
+    checked = checked_ids(numbers, n, what)
     ids = new_ids(len(checked))
     for i in range(ids.n):
         ids.items[i] = PyLong_AsSsize_t(checked[i])
     return ids
 
 
-cdef Ids* first_rows(Matrix q, Matrix k, object starts) except NULL:
-    cdef Ids* first
+cdef class _Ids:
+    """Hold a fixed number of ids that nodes refer to, so that a recorded graph can run on others.
+
+    Block ops take it wherever they take ids. Raises ValueError if an id is negative.
+    """
+
+    cdef IdBuffer* buffer
+
+    def __cinit__(self, numbers):
+        self.buffer = ids_of(list(numbers), PY_SSIZE_T_MAX, "id")
+
+    def __dealloc__(self):
+        release_ids(self.buffer)
+
+    def __len__(self):
+        return self.buffer.n
+
+    def __iter__(self):
+        return iter([self.buffer.items[i] for i in range(self.buffer.n)])
+
+    def load(self, numbers):
+        """Change the ids. Raises ValueError if there are more or fewer, or one is out of range."""
+        cdef Py_ssize_t i
+        cdef list checked = checked_ids(numbers, self.buffer.limit, "id")
+        if len(checked) != self.buffer.n:
+            raise ValueError(f"load needs {self.buffer.n} ids, not {len(checked)}")
+        for i in range(self.buffer.n):
+            self.buffer.items[i] = PyLong_AsSsize_t(checked[i])
+
+
+cdef class _Recording:
+    """Keep the graph below a loss, to run it forward and backward again after its ids changed.
+
+    The result is that of building the graph anew, to the last bit. Raises ValueError unless the
+    graph is made of block ops and `mean` alone.
+    """
+
+    cdef Value loss
+    cdef Run run
+
+    def __cinit__(self, Value loss not None):
+        cdef Py_ssize_t i
+        cdef Node* node
+        self.loss = loss
+        start_run(loss.node, &self.run)
+        end_run(&self.run)
+        for i in range(self.run.n):
+            node = self.run.topo[i]
+            if node.kind != MEAN and (node.kind != BLOCK or block_of(node).op == PACK):
+                raise ValueError("only a graph of block ops and mean can be recorded")
+        if self.run.n == 0:
+            raise ValueError("a leaf is no graph to record")
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.run.topo)
+
+    def forward(self):
+        """Compute the loss again and return it."""
+        self.replay(False)
+        return self.loss.node.data
+
+    def backward(self):
+        """Do what `backward` of the loss does."""
+        self.replay(True)
+
+    cdef int replay(self, bint backward) except -1:
+        cdef Run* run = &self.run
+        cdef Py_ssize_t i
+        for i in range(run.n):
+            if run.topo[i].mark:
+                raise RuntimeError(BUSY)
+        if run.entries < LONG_RUN:
+            replay_graph(run, backward, 0)
+            return 0
+        run.number = take_number()
+        for i in range(run.n):
+            run.topo[i].mark = run.number
+        with nogil:
+            replay_graph(run, backward, run.number)
+        end_run(run)
+        return 0
+
+
+cdef void replay_graph(Run* run, bint backward, uint16_t mark) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef Node* node
+    for i in range(run.n):
+        node = run.topo[i]
+        if not backward:
+            if node.kind == MEAN:
+                node.data = mean_forward(block_of(node.left).data, size_of(node.left))
+            elif block_of(node).op > VIEW:
+                block_forward(node)
+        elif node.kind == MEAN:
+            node.grad = 0.0
+        elif block_of(node).op > VIEW:
+            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
+    if backward:
+        run.topo[run.n - 1].grad = 1.0
+        sweep(run, mark)
+
+
+cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
+    cdef IdBuffer* first
     cdef Py_ssize_t i
     numbers = _first_rows(rows_in(q), rows_in(k), starts) if starts is not None else None
     first = new_ids(rows_in(q))
@@ -1488,7 +1619,7 @@ def embedding(Matrix table not None, ids):
 
     Raises ValueError if an id is outside 0..n-1 or there are no ids.
     """
-    cdef Ids* rows = ids_of(ids, rows_in(table), "id")
+    cdef IdBuffer* rows = ids_of(ids, rows_in(table), "id")
     return record(block_op(EMBEDDING, rows.n, cols_in(table), 0, rows, table))
 
 
@@ -1533,7 +1664,7 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     """
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, v)
-    cdef Ids* first = first_rows(q, k, starts)
+    cdef IdBuffer* first = first_rows(q, k, starts)
     cdef Py_ssize_t T = rows_in(q), S = rows_in(k)
     cdef Py_ssize_t n_saved = product(product(n, T) + 1, S)  # the weights, and room for one row
     return record(block_op(ATTENTION, T, cols_in(q), n_saved, first, q, k, v, n))
@@ -1546,7 +1677,7 @@ def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None)
     """
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, k)
-    cdef Ids* first = first_rows(q, k, starts)
+    cdef IdBuffer* first = first_rows(q, k, starts)
     return record(
         block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), 0, first, q, k, None, n)
     )
@@ -1558,7 +1689,7 @@ def cross_entropy(Matrix logits not None, targets):
     By log-sum-exp, so that a probability too small for a float still gives its loss.
     Raises ValueError if a target is outside 0..n-1 or there is not one for each row.
     """
-    cdef Ids* ids = ids_of(targets, cols_in(logits), "target")
+    cdef IdBuffer* ids = ids_of(targets, cols_in(logits), "target")
     if ids.n != rows_in(logits):
         targets = ids.n
         release_ids(ids)
@@ -1585,14 +1716,21 @@ def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
     cdef double rate, decay1, decay2, small, correction1, correction2
     cdef Block* p
     cdef Matrix param, first, second
+    cdef bint fits
     rate, decay1, decay2, small, correction1, correction2 = _adam_rates(
         step, lr, beta1, beta2, eps
     )
     params, m, v = list(params), list(m), list(v)
-    for matrix in params + m + v:
-        if not isinstance(matrix, Matrix):
-            raise TypeError(f"a param or moment must be a Matrix, not {type(matrix).__name__}")
-    _adam_shapes(*[[shape_of(matrix) for matrix in matrices] for matrices in (params, m, v)])
+    fits = len(params) == len(m) == len(v)
+    for matrices in (params, m, v):
+        for matrix in matrices:
+            if not isinstance(matrix, Matrix):
+                raise TypeError(f"a param or moment must be a Matrix, not {type(matrix).__name__}")
+    for param, first, second in zip(params, m, v):
+        fits = fits and (rows_in(param) == rows_in(first) == rows_in(second)
+                         and cols_in(param) == cols_in(first) == cols_in(second))
+    if not fits:
+        _adam_shapes(*[[shape_of(matrix) for matrix in matrices] for matrices in (params, m, v)])
     # rate * (m / c1) / (sqrt(v / c2) + eps), with the corrections taken out of the loop
     rate *= sqrt(correction2) / correction1
     small *= sqrt(correction2)

@@ -103,6 +103,9 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     training = train.add_argument_group("training")
     training.add_argument("--steps", type=_whole(0), default=1000, metavar="N", help="steps")
     training.add_argument(
+        "--batch-size", type=size, default=1, metavar="N", help="documents a step"
+    )
+    training.add_argument(
         "--seed",
         type=_whole(None),
         default=42,
@@ -196,6 +199,7 @@ def _train(arguments: argparse.Namespace) -> int:
             arguments.n_embd,
             arguments.n_head,
             arguments.block_size,
+            arguments.batch_size,
         )
     with _open_log(getattr(arguments, "log", None), source) as log:
         _print_start(run, source)

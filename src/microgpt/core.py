@@ -7,7 +7,7 @@ Raises at import: ValueError if MICROGPT_BACKEND is something else, ImportError 
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 _asked = os.environ.get("MICROGPT_BACKEND") or "auto"
 if _asked not in ("auto", "cython", "python"):
@@ -15,6 +15,8 @@ if _asked not in ("auto", "cython", "python"):
 
 BACKEND = "python"
 BACKEND_REASON = f"MICROGPT_BACKEND={_asked}"
+Ids: Any = None  # what training records a graph with: of the compiled core, None in the pure one
+Recording: Any = None
 
 if not TYPE_CHECKING and _asked != "python":
     try:
@@ -34,6 +36,8 @@ if not TYPE_CHECKING and _asked != "python":
             rmsnorm,
             softmax,
         )
+        from ._core import _Ids as Ids
+        from ._core import _Recording as Recording
 
         BACKEND = "cython"
         if _asked == "auto":

@@ -110,7 +110,12 @@ class GPT:
     rng: a random.Random; the same state gives the same parameters.
 
     `state_dict` maps the names of the script to Matrices of shape (nout, nin).
+    `replayable`: a class that overrides a method sets it to True to say that its loss of a
+    document depends on nothing but the tokens and the parameters, through block ops alone.
+    Training then runs its Python once for each number of rows, as it does for this class.
     """
+
+    replayable = False
 
     def __init__(self, config: Config, rng: Random) -> None:
         self.config = config
@@ -247,11 +252,24 @@ class GPT:
         targets: list[int] = []
         starts = []
         for doc in docs:
-            n = min(self.config.block_size, len(doc) - 1)
-            if n < 1:
-                raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
+            inputs, following = self.pairs(doc)
             starts.append(len(tokens))
-            tokens += doc[:n]
-            targets += doc[1 : n + 1]
-        logits = self.forward(tokens, starts=starts if len(starts) > 1 else None)
-        return mean(cross_entropy(logits, targets))
+            tokens += inputs
+            targets += following
+        return self.loss_of(tokens, targets, starts if len(starts) > 1 else None)
+
+    def pairs(self, doc: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """Return what goes in and what is to come out: tokens t and t + 1, block_size at most.
+
+        Raises ValueError if doc has fewer than two tokens.
+        """
+        n = min(self.config.block_size, len(doc) - 1)
+        if n < 1:
+            raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
+        return doc[:n], doc[1 : n + 1]
+
+    def loss_of(
+        self, tokens: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
+    ) -> Value:
+        """Return the mean cross-entropy of targets after tokens; starts as in forward."""
+        return mean(cross_entropy(self.forward(tokens, starts=starts), targets))
