@@ -76,7 +76,7 @@ def state_of(run):
 def test_replayed_steps_give_the_same_bits_as_steps_that_run_the_model(sizes, monkeypatch):
     steps = 40 if mg.BACKEND == "cython" else 5
     replayed = mg.train(mg.load_documents(), steps=steps, **sizes)
-    monkeypatch.setattr("microgpt.training._can_be_recorded", lambda model: False)
+    monkeypatch.setattr("microgpt.training.can_be_recorded", lambda model: False)
     run = mg.train(mg.load_documents(), steps=steps, **sizes)
     assert run.losses == replayed.losses
     assert state_of(run) == state_of(replayed)

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from random import Random
 
 from .core import (
     Matrix,
+    Recording,
     Value,
     attention,
     attention_weights,
@@ -228,18 +230,16 @@ class GPT:
                 f"the cache is full: {cache.length} tokens and {rows} more, "
                 f"block_size is {cache.block_size}"
             )
-        begin = cache.length if cache is not None else 0
+        if cache is not None:
+            return list(range(cache.length, cache.length + rows))
         starts = list(starts) if starts is not None else [0]
-        positions: list[int] = []
-        for start, end in zip(starts, [*starts[1:], rows], strict=True):
-            positions += range(begin, begin + end - start)
-        longest = max(positions, default=0) + 1
-        if longest > self.config.block_size:
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], rows], strict=True)]
+        if max(lengths) > self.config.block_size:
             raise ValueError(
-                f"a document of {longest} tokens is longer than block_size "
+                f"a document of {max(lengths)} tokens is longer than block_size "
                 f"{self.config.block_size}"
             )
-        return positions
+        return [position for length in lengths for position in range(length)]
 
     def loss(self, docs: Sequence[Sequence[int]]) -> Value:
         """Return the mean cross-entropy over all positions of docs, lists of token ids.
@@ -273,3 +273,17 @@ class GPT:
     ) -> Value:
         """Return the mean cross-entropy of targets after tokens; starts as in forward."""
         return mean(cross_entropy(self.forward(tokens, starts=starts), targets))
+
+
+_METHODS = ("loss", "loss_of", "pairs", "forward", "_attention_block", "_mlp_block", "_positions")
+_methods_of = attrgetter(*_METHODS)
+_OUR_OWN = _methods_of(GPT)
+
+
+def can_be_recorded(model: GPT) -> bool:
+    """Return whether the core may run what the model computes again without its Python.
+
+    It may if the core records at all, and the model's methods are ours or it is `replayable`.
+    """
+    own = _methods_of(type(model)) == _OUR_OWN and vars(model).keys().isdisjoint(_METHODS)
+    return Recording is not None and (own or model.replayable)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .adam import Adam, linear_decay
 from .core import Ids, Recording, grad_enabled
-from .model import GPT, Config
+from .model import GPT, Config, can_be_recorded
 from .tokenizer import Tokenizer
 
 
@@ -80,18 +80,6 @@ class _RecordedLoss:
         tokens.load(inputs)
         targets.load(following)
         return recording.forward(), recording.backward
-
-
-_METHODS = ("loss", "loss_of", "pairs", "forward", "_attention_block", "_mlp_block", "_positions")
-_OUR_OWN = [(name, vars(GPT)[name]) for name in _METHODS]
-
-
-def _can_be_recorded(model: GPT) -> bool:
-    """Whether a loss of the model may be replayed: its methods are ours, or it says so itself."""
-    if Recording is None or not grad_enabled():
-        return False
-    own = all(getattr(getattr(model, name), "__func__", None) is it for name, it in _OUR_OWN)
-    return own or model.replayable
 
 
 def prepare(
@@ -164,7 +152,7 @@ def train_step(run: Run) -> float:
 
 def _loss(run: Run, batch: list[list[int]]) -> tuple[float, Callable[[], None]]:
     """Return the loss of a batch and the function that runs backward from it."""
-    if len(batch) == 1 and _can_be_recorded(run.model):
+    if len(batch) == 1 and grad_enabled() and can_be_recorded(run.model):
         return run._recorded.of(run.model, batch[0])
     loss = run.model.loss(batch)
     return loss.data, loss.backward
