@@ -21,8 +21,8 @@ def core():
     ]
     extension = Extension(
         "microgpt._core",
-        ["src/microgpt/_core.pyx", "src/microgpt/_kernels.c"],
-        depends=["src/microgpt/_kernels.h"],
+        ["src/microgpt/_core.pyx", "src/microgpt/_kernels.c", "src/microgpt/_kernels_avx2.c"],
+        depends=["src/microgpt/_kernels.h", "src/microgpt/_vec.h"],
         extra_compile_args=["/O2", "/fp:precise"] if sys.platform == "win32" else unix,
     )
     modules = cythonize([extension], language_level=3)

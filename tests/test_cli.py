@@ -166,8 +166,8 @@ def test_help_shows_the_options_their_defaults_and_an_example(arguments, capsys)
     out, err = capsys.readouterr()
     assert "example: microgpt train --data names.txt" in out and err == ""
     if "train" in arguments:
-        for option in ("data", "steps", "seed", "n-layer", "n-embd", "n-head", "block-size", "lr", "batch-size",
-                       "temperature", "samples", "log"):
+        for option in ("data", "steps", "seed", "n-layer", "n-embd", "n-head", "block-size", "lr",
+                       "batch-size", "temperature", "samples", "log"):
             assert f"--{option}" in out
         assert "(default: 1000)" in out
 

@@ -38,6 +38,7 @@ from libc.string cimport memmove, memset
 
 cimport cython
 
+import os
 from contextlib import ContextDecorator
 
 from ._core_py import (
@@ -72,34 +73,48 @@ cdef extern from "Python.h":
 
 cdef extern from "_kernels.h" nogil:
     ctypedef Py_ssize_t Index
-    void embedding_forward(double*, const double*, const Index*, Index, Index)
-    void embedding_backward(double*, const double*, const Index*, Index, Index)
-    void add_forward(double*, const double*, const double*, Index)
-    void add_backward(double*, double*, const double*, Index)
-    void linear_forward(double*, double*, const double*, const double*, Index, Index, Index)
-    void linear_backward(double*, double*, const double*, const double*, const double*,
-                         Index, Index, Index)
-    void rmsnorm_forward(double*, double*, const double*, double, Index, Index)
-    void rmsnorm_backward(double*, const double*, const double*, const double*, Index, Index)
-    void relu_forward(double*, const double*, Index)
-    void relu_backward(double*, const double*, const double*, Index)
-    void softmax_forward(double*, const double*, Index, Index)
-    void softmax_backward(double*, const double*, const double*, Index, Index)
-    void attention_weights_forward(double*, const double*, const double*, const Index*,
-                                   Index, Index, Index, Index)
-    void attention_weights_backward(double*, double*, const double*, const double*,
-                                    const double*, const double*, const Index*,
-                                    Index, Index, Index, Index)
-    void attention_forward(double*, double*, const double*, const double*, const double*,
-                           const Index*, Index, Index, Index, Index)
-    void attention_backward(double*, double*, double*, double*, const double*, const double*,
-                            const double*, const double*, const double*, const Index*,
-                            Index, Index, Index, Index)
-    void cross_entropy_forward(double*, double*, const double*, const Index*, Index, Index)
-    void cross_entropy_backward(double*, const double*, const double*, const Index*, Index, Index)
-    double mean_forward(const double*, Index)
-    void mean_backward(double*, double, Index)
-    void adam(double*, double*, double*, double*, double, double, double, double, Index)
+    const char* kernels_choose(const char*)
+    const char* kernels_level(int)
+    Index attention_room(Index, Index, Index, Index)
+    # The rest goes through the table of the level that was chosen.
+    void embedding_forward "kernels->embedding_forward"(
+        double*, const double*, const Index*, Index, Index)
+    void embedding_backward "kernels->embedding_backward"(
+        double*, const double*, const Index*, Index, Index)
+    void add_forward "kernels->add_forward"(double*, const double*, const double*, Index)
+    void add_backward "kernels->add_backward"(double*, double*, const double*, Index)
+    void linear_forward "kernels->linear_forward"(
+        double*, const double*, const double*, Index, Index, Index)
+    void linear_backward "kernels->linear_backward"(
+        double*, double*, const double*, const double*, const double*, Index, Index, Index)
+    void rmsnorm_forward "kernels->rmsnorm_forward"(
+        double*, double*, const double*, double, Index, Index)
+    void rmsnorm_backward "kernels->rmsnorm_backward"(
+        double*, const double*, const double*, const double*, Index, Index)
+    void relu_forward "kernels->relu_forward"(double*, const double*, Index)
+    void relu_backward "kernels->relu_backward"(double*, const double*, const double*, Index)
+    void softmax_forward "kernels->softmax_forward"(double*, const double*, Index, Index)
+    void softmax_backward "kernels->softmax_backward"(
+        double*, const double*, const double*, Index, Index)
+    void attention_weights_forward "kernels->attention_weights_forward"(
+        double*, const double*, const double*, const Index*, Index, Index, Index, Index)
+    void attention_weights_backward "kernels->attention_weights_backward"(
+        double*, double*, const double*, const double*, const double*, const double*,
+        const Index*, Index, Index, Index, Index)
+    void attention_forward "kernels->attention_forward"(
+        double*, double*, const double*, const double*, const double*, const Index*, Index,
+        Index, Index, Index)
+    void attention_backward "kernels->attention_backward"(
+        double*, double*, double*, const double*, double*, const Index*, Index, Index, Index,
+        Index)
+    void cross_entropy_forward "kernels->cross_entropy_forward"(
+        double*, double*, const double*, const Index*, Index, Index)
+    void cross_entropy_backward "kernels->cross_entropy_backward"(
+        double*, const double*, const double*, const Index*, Index, Index)
+    double mean_forward "kernels->mean_forward"(const double*, Index)
+    void mean_backward "kernels->mean_backward"(double*, double, Index)
+    void adam "kernels->adam"(
+        double*, double*, double*, double*, double, double, double, double, Index)
 
 
 cdef extern from *:
@@ -1229,7 +1244,7 @@ cdef void block_forward(Node* node) noexcept nogil:
     elif y.op == MATRIX_ADD:
         add_forward(y.data, a.data, b.data, y.rows * y.cols)
     elif y.op == LINEAR:
-        linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
+        linear_forward(y.data, a.data, b.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
         rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
@@ -1237,8 +1252,8 @@ cdef void block_forward(Node* node) noexcept nogil:
     elif y.op == SOFTMAX:
         softmax_forward(y.data, a.data, y.rows, y.cols)
     elif y.op == ATTENTION:
-        attention_forward(y.data, y.saved + b.rows, a.data, b.data, c.data, y.ids.items,
-                          y.rows, b.rows, y.cols, y.n_head)
+        attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
+                          y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
         attention_weights_forward(y.data, a.data, b.data, y.ids.items,
                                   a.rows, b.rows, a.cols, y.n_head)
@@ -1268,8 +1283,8 @@ cdef void block_backward(Node* node) noexcept nogil:
     elif y.op == SOFTMAX:
         softmax_backward(a.grad, y.grad, y.data, y.rows, y.cols)
     elif y.op == ATTENTION:
-        attention_backward(a.grad, b.grad, c.grad, y.saved, y.grad, y.saved + b.rows, a.data,
-                           b.data, c.data, y.ids.items, y.rows, b.rows, y.cols, y.n_head)
+        attention_backward(a.grad, b.grad, c.grad, y.grad, y.saved, y.ids.items, y.rows, b.rows,
+                           y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
         attention_weights_backward(a.grad, b.grad, y.grad, y.data, a.data, b.data, y.ids.items,
                                    a.rows, b.rows, a.cols, y.n_head)
@@ -1278,6 +1293,29 @@ cdef void block_backward(Node* node) noexcept nogil:
 
 
 cdef double EPS = RMSNORM_EPS
+
+
+def _level(wanted=None):
+    """Use the kernels of an instruction-set level and return its name; None: the best of here.
+
+    Raises ValueError if this machine does not have it.
+    """
+    cdef bytes name = wanted.encode() if wanted else b"auto"
+    cdef const char* chosen = kernels_choose(name)
+    if chosen is NULL:
+        raise ValueError(f"MICROGPT_SIMD must be auto, {' or '.join(_levels())}, not {wanted!r}")
+    return chosen.decode()
+
+
+def _levels():
+    """Return the names of the instruction-set levels of this machine, the best first."""
+    names = []
+    while kernels_level(len(names)) is not NULL:
+        names.append(kernels_level(len(names)).decode())
+    return names
+
+
+_level(os.environ.get("MICROGPT_SIMD"))
 
 
 cdef struct Frame:
@@ -1608,12 +1646,6 @@ cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
     return n_head
 
 
-cdef inline Py_ssize_t product(Py_ssize_t a, Py_ssize_t b) except -1:
-    if b > PY_SSIZE_T_MAX // a:
-        raise MemoryError(f"no memory for {a} times {b} numbers")
-    return a * b
-
-
 def embedding(Matrix table not None, ids):
     """Return the rows of table that ids name: table (n, cols), T ids -> (T, cols).
 
@@ -1630,7 +1662,7 @@ def linear(Matrix x not None, Matrix w not None):
     """
     if cols_in(x) != cols_in(w):
         _linear_shapes(shape_of(x), shape_of(w))
-    return record(block_op(LINEAR, rows_in(x), rows_in(w), size_of(w.node), NULL, x, w))
+    return record(block_op(LINEAR, rows_in(x), rows_in(w), 0, NULL, x, w))
 
 
 def rmsnorm(Matrix x not None):
@@ -1666,7 +1698,10 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     cdef Py_ssize_t n = heads(n_head, q, k, v)
     cdef IdBuffer* first = first_rows(q, k, starts)
     cdef Py_ssize_t T = rows_in(q), S = rows_in(k)
-    cdef Py_ssize_t n_saved = product(product(n, T) + 1, S)  # the weights, and room for one row
+    cdef Py_ssize_t n_saved = attention_room(T, S, cols_in(q), n)
+    if n_saved < 0:
+        release_ids(first)
+        raise MemoryError(f"no memory for the weights of {n} heads, {T} rows and {S} keys")
     return record(block_op(ATTENTION, T, cols_in(q), n_saved, first, q, k, v, n))
 
 

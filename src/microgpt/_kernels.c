@@ -1,128 +1,270 @@
 /* See _kernels.h for the shapes. Each backward kernel stands below its forward.
  *
- * Loops run over contiguous outputs, so that the compiler can vectorise them, and every single
- * output is summed in order, so that vectorising changes no digit. */
+ * Tiles. A plain loop for y = x w^T loads two numbers for each product. Here a tile of the result
+ * stays in registers while the sum is walked once, so that each number loaded serves a row or a
+ * column of the tile:
+ *
+ *   - forward, up to 3 rows of x by 4 rows of w: both are contiguous along the sum, so a tile is
+ *     12 dot products of four lanes each, and the lanes are added up at the end. No transposed
+ *     copy of w is made; for the 16 rows of a document that would cost more than it saves.
+ *   - backward, up to 6 rows by 2 vectors: dx = dy w and dw = dy^T x are both "add a number times
+ *     a contiguous row", so one function serves them.
+ *
+ * Tile sizes are constants of inline functions, one compiled case for each, which is what keeps
+ * the sums in registers. T rows are split evenly: 7 are 4 + 3, not 6 + 1.
+ *
+ * Order of summation. It depends on the shapes alone: not on the tile, not on the level. A dot
+ * product along a row (linear forward, RMSNorm, softmax) is four strided partial sums, s[i] over
+ * the entries i, i + 4, ..., then (s[0] + s[1]) + (s[2] + s[3]). All other sums are in the order
+ * of the index. Nothing is fused, so all levels give the same bits.
+ *
+ * Attention has the heads in the lanes: q, k and v are copied to (group of 4 heads, row, element,
+ * head), where a score, a softmax and a gradient are plain vector operations for 4 heads, only
+ * the keys that a row sees are touched, and no sum runs across lanes. Where rows see many keys,
+ * four rows go together, to load each key once for them.
+ *
+ * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more by
+ * _kernels_avx2.c. Every kernel is static; what leaves is the table at the end, and the choice
+ * among the tables at run time. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O3") /* also where the environment's CFLAGS ask for less */
+#endif
+
 #include "_kernels.h"
 
 #include <math.h>
 #include <string.h>
 
-#if defined(_MSC_VER)
-#define restrict __restrict
+#include "_vec.h"
+
+/* Rows of a tile: as many as there are registers for their sums. */
+#if defined(MICROGPT_AVX2)
+enum { DOT_ROWS = 3, AXPY_ROWS = 6 };
+#else
+enum { DOT_ROWS = 1, AXPY_ROWS = 2 };
 #endif
 
-void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n)
+static void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n)
 {
     for (Index t = 0; t < T; t++)
         memcpy(y + t * n, table + ids[t] * n, (size_t)n * sizeof(double));
 }
 
-void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T, Index n)
+static void add_to(double *RESTRICT dx, const double *RESTRICT dy, Index size)
 {
-    for (Index t = 0; t < T; t++)
-        for (Index j = 0; j < n; j++)
-            dtable[ids[t] * n + j] += dy[t * n + j];
+    for (Index i = 0; i < size; i++)
+        dx[i] += dy[i];
 }
 
-void add_forward(double *restrict y, const double *a, const double *b, Index size)
+static void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T,
+                               Index n)
+{
+    for (Index t = 0; t < T; t++)
+        add_to(dtable + ids[t] * n, dy + t * n, n);
+}
+
+static void add_forward(double *RESTRICT y, const double *a, const double *b, Index size)
 {
     for (Index i = 0; i < size; i++)
         y[i] = a[i] + b[i];
 }
 
-void add_backward(double *da, double *db, const double *restrict dy, Index size)
+static void add_backward(double *da, double *db, const double *dy, Index size)
 {
-    /* Two loops: a and b may be the same block. */
-    for (Index i = 0; i < size; i++)
-        da[i] += dy[i];
-    for (Index i = 0; i < size; i++)
-        db[i] += dy[i];
+    add_to(da, dy, size); /* one after the other: da and db may be the same */
+    add_to(db, dy, size);
 }
 
-void linear_forward(double *restrict y, double *restrict wt, const double *x, const double *w,
-                    Index T, Index nin, Index nout)
-{
-    for (Index o = 0; o < nout; o++)
-        for (Index i = 0; i < nin; i++)
-            wt[i * nout + o] = w[o * nin + i];
-    memset(y, 0, (size_t)(T * nout) * sizeof(double));
-    for (Index t = 0; t < T; t++)
-        for (Index i = 0; i < nin; i++)
-            for (Index o = 0; o < nout; o++)
-                y[t * nout + o] += x[t * nin + i] * wt[i * nout + o];
-}
-
-void linear_backward(double *dx, double *dw, const double *restrict dy, const double *x,
-                     const double *w, Index T, Index nin, Index nout)
-{
-    for (Index t = 0; t < T; t++)
-        for (Index o = 0; o < nout; o++)
-            for (Index i = 0; i < nin; i++)
-                dx[t * nin + i] += dy[t * nout + o] * w[o * nin + i];
-    for (Index t = 0; t < T; t++)
-        for (Index o = 0; o < nout; o++)
-            for (Index i = 0; i < nin; i++)
-                dw[o * nin + i] += dy[t * nout + o] * x[t * nin + i];
-}
-
-void rmsnorm_forward(double *restrict y, double *restrict scale, const double *restrict x,
-                     double eps, Index T, Index n)
-{
-    for (Index t = 0; t < T; t++) {
-        double sum = 0.0;
-        for (Index j = 0; j < n; j++)
-            sum += x[t * n + j] * x[t * n + j];
-        scale[t] = 1.0 / sqrt(sum / (double)n + eps);
-        for (Index j = 0; j < n; j++)
-            y[t * n + j] = x[t * n + j] * scale[t];
-    }
-}
-
-void rmsnorm_backward(double *restrict dx, const double *restrict dy, const double *restrict x,
-                      const double *restrict scale, Index T, Index n)
-{
-    /* d scale / d x[j] = -scale^3 * x[j] / n */
-    for (Index t = 0; t < T; t++) {
-        double dscale = 0.0, s = scale[t];
-        for (Index j = 0; j < n; j++)
-            dscale += dy[t * n + j] * x[t * n + j];
-        double common = dscale * s * s * s / (double)n;
-        for (Index j = 0; j < n; j++)
-            dx[t * n + j] += dy[t * n + j] * s - x[t * n + j] * common;
-    }
-}
-
-void relu_forward(double *restrict y, const double *restrict x, Index size)
+static void relu_forward(double *RESTRICT y, const double *RESTRICT x, Index size)
 {
     for (Index i = 0; i < size; i++)
         y[i] = x[i] > 0.0 ? x[i] : 0.0;
 }
 
-void relu_backward(double *restrict dx, const double *restrict dy, const double *restrict x,
-                   Index size)
+static void relu_backward(double *RESTRICT dx, const double *RESTRICT dy,
+                          const double *RESTRICT x, Index size)
 {
     for (Index i = 0; i < size; i++)
-        dx[i] += x[i] > 0.0 ? dy[i] : 0.0 * dy[i];
+        dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
+}
+
+/* y (rows, cols): the dot products of rows of x with rows of w; at most 3 and 4. */
+INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
+                     Index nin, Index nout)
+{
+    vec sum[3][4];
+    for (int r = 0; r < 3; r++)
+        for (int c = 0; c < 4; c++)
+            sum[r][c] = all(0.0);
+    Index i = 0;
+    for (; i + 4 <= nin; i += 4)
+        for (int c = 0; c < cols; c++)
+            for (int r = 0; r < rows; r++)
+                sum[r][c] = plus_product(sum[r][c], at(x + r * nin + i), at(w + c * nin + i));
+    if (i < nin)
+        for (int c = 0; c < cols; c++)
+            for (int r = 0; r < rows; r++)
+                sum[r][c] = plus_product(sum[r][c], at_first(x + r * nin + i, nin - i, 0.0),
+                                         at_first(w + c * nin + i, nin - i, 0.0));
+    for (int r = 0; r < rows; r++)
+        put_first(y + r * nout, totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), cols);
+}
+
+INLINE void dot_tiles(const int cols, double *y, const double *x, const double *w, Index T,
+                      Index nin, Index nout)
+{
+    Index t = 0;
+    for (Index left = (T + DOT_ROWS - 1) / DOT_ROWS; left > 0; left--) {
+        Index rows = (T - t + left - 1) / left;
+        switch (rows) {
+#if defined(MICROGPT_AVX2)
+        case 3: dot_tile(3, cols, y + t * nout, x + t * nin, w, nin, nout); break;
+        case 2: dot_tile(2, cols, y + t * nout, x + t * nin, w, nin, nout); break;
+#endif
+        default: dot_tile(1, cols, y + t * nout, x + t * nin, w, nin, nout); break;
+        }
+        t += rows;
+    }
+}
+
+static void linear_forward(double *y, const double *x, const double *w, Index T, Index nin,
+                           Index nout)
+{
+    Index o = 0;
+    for (; o + 4 <= nout; o += 4)
+        dot_tiles(4, y + o, x, w + o * nin, T, nin, nout);
+    switch (nout - o) {
+    case 3: dot_tiles(3, y + o, x, w + o * nin, T, nin, nout); break;
+    case 2: dot_tiles(2, y + o, x, w + o * nin, T, nin, nout); break;
+    case 1: dot_tiles(1, y + o, x, w + o * nin, T, nin, nout); break;
+    }
+}
+
+/* out += a b for rows (at most 6) by vecs (at most 2) vectors, the last one with `last` columns.
+ * a is dy or its transpose: its entry in row r, at place k of the sum, is
+ * a[r * row_step + k * sum_step]. The sum is added to out once, at its end. */
+INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *out,
+                      const double *a, Index row_step, Index sum_step, const double *b,
+                      Index terms, Index n)
+{
+    vec sum[6][2];
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < vecs; c++)
+            sum[r][c] = all(0.0);
+    for (Index k = 0; k < terms; k++) {
+        vec row[2];
+        for (int c = 0; c < vecs; c++)
+            row[c] = at_first(b + k * n + 4 * c, c == vecs - 1 ? last : 4, 0.0);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < vecs; c++)
+                sum[r][c] = plus_product(sum[r][c], all(a[r * row_step + k * sum_step]), row[c]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < vecs; c++) {
+            double *place = out + r * n + 4 * c;
+            Index count = c == vecs - 1 ? last : 4;
+            put_first(place, add(at_first(place, count, 0.0), sum[r][c]), count);
+        }
+}
+
+/* All n columns of up to 6 rows. Walking along the rows, not down the columns, keeps the memory of
+ * a large dw in order. */
+INLINE void axpy_rows(const int rows, double *out, const double *a, Index row_step,
+                      Index sum_step, const double *b, Index terms, Index n)
+{
+    Index i = 0;
+    for (; i + 8 <= n; i += 8)
+        axpy_tile(rows, 2, 4, out + i, a, row_step, sum_step, b + i, terms, n);
+    for (; i + 4 <= n; i += 4)
+        axpy_tile(rows, 1, 4, out + i, a, row_step, sum_step, b + i, terms, n);
+    if (i < n)
+        axpy_tile(rows, 1, n - i, out + i, a, row_step, sum_step, b + i, terms, n);
+}
+
+/* out (rows, n) += a b, b (terms, n). */
+INLINE void add_product(double *out, const double *a, Index row_step, Index sum_step,
+                        const double *b, Index rows, Index terms, Index n)
+{
+    Index r = 0;
+    for (Index left = (rows + AXPY_ROWS - 1) / AXPY_ROWS; left > 0; left--) {
+        Index count = (rows - r + left - 1) / left;
+        double *to = out + r * n;
+        const double *from = a + r * row_step;
+        switch (count) {
+#if defined(MICROGPT_AVX2)
+        case 6: axpy_rows(6, to, from, row_step, sum_step, b, terms, n); break;
+        case 5: axpy_rows(5, to, from, row_step, sum_step, b, terms, n); break;
+        case 4: axpy_rows(4, to, from, row_step, sum_step, b, terms, n); break;
+        case 3: axpy_rows(3, to, from, row_step, sum_step, b, terms, n); break;
+#endif
+        case 2: axpy_rows(2, to, from, row_step, sum_step, b, terms, n); break;
+        default: axpy_rows(1, to, from, row_step, sum_step, b, terms, n); break;
+        }
+        r += count;
+    }
+}
+
+static void linear_backward(double *dx, double *dw, const double *dy, const double *x,
+                            const double *w, Index T, Index nin, Index nout)
+{
+    add_product(dx, dy, nout, 1, w, T, nout, nin);
+    add_product(dw, dy, 1, nout, x, nout, T, nin);
+}
+
+static double dot(const double *a, const double *b, Index n)
+{
+    vec sum = all(0.0);
+    Index i = 0;
+    for (; i + 4 <= n; i += 4)
+        sum = plus_product(sum, at(a + i), at(b + i));
+    if (i < n)
+        sum = plus_product(sum, at_first(a + i, n - i, 0.0), at_first(b + i, n - i, 0.0));
+    return total(sum);
+}
+
+static void rmsnorm_forward(double *RESTRICT y, double *RESTRICT scale, const double *RESTRICT x,
+                            double eps, Index T, Index n)
+{
+    for (Index t = 0; t < T; t++, x += n, y += n) {
+        double s = scale[t] = 1.0 / sqrt(dot(x, x, n) / (double)n + eps);
+        for (Index j = 0; j < n; j++)
+            y[j] = x[j] * s;
+    }
+}
+
+static void rmsnorm_backward(double *RESTRICT dx, const double *RESTRICT dy,
+                             const double *RESTRICT x, const double *RESTRICT scale, Index T,
+                             Index n)
+{
+    /* d scale / d x[j] = -scale^3 * x[j] / n */
+    for (Index t = 0; t < T; t++, x += n, dx += n, dy += n) {
+        double s = scale[t], common = dot(dy, x, n) * s * s * s / (double)n;
+        for (Index j = 0; j < n; j++)
+            dx[j] += dy[j] * s - x[j] * common;
+    }
 }
 
 static double largest(const double *x, Index n)
 {
-    double max = x[0];
-    for (Index j = 1; j < n; j++)
-        if (x[j] > max)
-            max = x[j];
-    return max;
+    vec max = at_first(x, n, -INFINITY);
+    Index i = 4;
+    for (; i + 4 <= n; i += 4)
+        max = larger(at(x + i), max);
+    if (i < n)
+        max = larger(at_first(x + i, n - i, -INFINITY), max);
+    return largest_lane(max);
 }
 
 /* Write exp(x - max) and return the sum. */
 static double exp_row(double *y, const double *x, double max, Index n)
 {
-    double sum = 0.0;
-    for (Index j = 0; j < n; j++) {
-        y[j] = exp(x[j] - max);
-        sum += y[j];
+    vec sum = all(0.0);
+    for (Index i = 0; i < n; i += 4) {
+        vec e = exp_negative(subtract(at_first(x + i, n - i, -INFINITY), all(max)));
+        put_first(y + i, e, n - i);
+        sum = add(sum, e);
     }
-    return sum;
+    return total(sum);
 }
 
 static void softmax_row(double *y, const double *x, Index n)
@@ -132,151 +274,365 @@ static void softmax_row(double *y, const double *x, Index n)
         y[j] *= inverse;
 }
 
-/* dx += scale * (dy - dy . y) * y, the derivative of a softmax row whose input was scaled. */
-static void softmax_row_backward(double *restrict dx, const double *restrict dy,
-                                 const double *restrict y, double scale, Index n)
-{
-    double dot = 0.0;
-    for (Index j = 0; j < n; j++)
-        dot += dy[j] * y[j];
-    for (Index j = 0; j < n; j++)
-        dx[j] += scale * ((dy[j] - dot) * y[j]);
-}
-
-void softmax_forward(double *y, const double *x, Index T, Index n)
+static void softmax_forward(double *y, const double *x, Index T, Index n)
 {
     for (Index t = 0; t < T; t++)
         softmax_row(y + t * n, x + t * n, n);
 }
 
-void softmax_backward(double *dx, const double *dy, const double *y, Index T, Index n)
+static void softmax_backward(double *RESTRICT dx, const double *RESTRICT dy,
+                             const double *RESTRICT y, Index T, Index n)
 {
-    for (Index t = 0; t < T; t++)
-        softmax_row_backward(dx + t * n, dy + t * n, y + t * n, 1.0, n);
-}
-
-/* Write the weights of one row of one head for the keys begin..end-1. */
-static void attend_row(double *restrict weights, const double *restrict q,
-                       const double *restrict k, double scale, Index begin, Index end,
-                       Index n, Index head_dim)
-{
-    for (Index s = begin; s < end; s++) {
-        double dot = 0.0;
-        for (Index j = 0; j < head_dim; j++)
-            dot += q[j] * k[s * n + j];
-        weights[s] = dot * scale;
+    for (Index t = 0; t < T; t++, dx += n, dy += n, y += n) {
+        double common = dot(dy, y, n);
+        for (Index j = 0; j < n; j++)
+            dx[j] += (dy[j] - common) * y[j];
     }
-    softmax_row(weights + begin, weights + begin, end - begin);
 }
 
-/* From the gradient of one row of weights to those of its query and keys. q and k may be the
- * same block, so nothing here is restrict. */
-static void attend_row_backward(double *dq, double *dk, const double *dweights,
-                                const double *weights, const double *q, const double *k,
-                                double scale, Index begin, Index end, Index n, Index head_dim)
+static void cross_entropy_forward(double *RESTRICT loss, double *RESTRICT probs,
+                                  const double *RESTRICT logits, const Index *targets, Index T,
+                                  Index n)
 {
-    double dot = 0.0;
+    for (Index t = 0; t < T; t++, logits += n, probs += n) {
+        double max = largest(logits, n);
+        double sum = exp_row(probs, logits, max, n), inverse = 1.0 / sum;
+        loss[t] = log(sum) - (logits[targets[t]] - max);
+        for (Index j = 0; j < n; j++)
+            probs[j] *= inverse;
+    }
+}
+
+static void cross_entropy_backward(double *RESTRICT dlogits, const double *RESTRICT dloss,
+                                   const double *RESTRICT probs, const Index *targets, Index T,
+                                   Index n)
+{
+    for (Index t = 0; t < T; t++, dlogits += n, probs += n) {
+        for (Index j = 0; j < n; j++)
+            dlogits[j] += dloss[t] * probs[j];
+        dlogits[targets[t]] -= dloss[t];
+    }
+}
+
+/* The elements j to j + count - 1 of up to 4 heads in a row, as vectors with the heads in the
+ * lanes; a head that does not exist is 0. */
+INLINE void gather_heads(vec x[4], const double *row, Index head_dim, Index heads, Index count)
+{
+    if (heads == 4 && count == 4)
+        for (int h = 0; h < 4; h++)
+            x[h] = at(row + h * head_dim);
+    else
+        for (int h = 0; h < 4; h++)
+            x[h] = h < heads ? at_first(row + h * head_dim, count, 0.0) : all(0.0);
+    transpose(x);
+}
+
+/* The way back. */
+INLINE void scatter_heads(double *row, vec x[4], Index head_dim, Index heads, Index count)
+{
+    transpose(x);
+    if (heads == 4 && count == 4)
+        for (int h = 0; h < 4; h++)
+            put(row + h * head_dim, x[h]);
+    else
+        for (int h = 0; h < heads; h++)
+            put_first(row + h * head_dim, x[h], count);
+}
+
+INLINE void scatter_heads_add(double *row, vec x[4], Index head_dim, Index heads, Index count)
+{
+    transpose(x);
+    for (int h = 0; h < 4; h++) {
+        double *place = row + h * head_dim;
+        if (heads == 4 && count == 4)
+            put(place, add(at(place), x[h]));
+        else if (h < heads)
+            put_first(place, add(at_first(place, count, 0.0), x[h]), count);
+    }
+}
+
+static void pack_heads(double *packed, const double *x, double scale, Index rows, Index n,
+                       Index head_dim, Index heads)
+{
+    for (Index t = 0; t < rows; t++)
+        for (Index j = 0; j < head_dim; j += 4) {
+            Index count = head_dim - j < 4 ? head_dim - j : 4;
+            vec part[4];
+            gather_heads(part, x + t * n + j, head_dim, heads, count);
+            for (Index i = 0; i < count; i++)
+                put(packed + (t * head_dim + j + i) * 4, times(part[i], all(scale)));
+        }
+}
+
+static void unpack_heads_add(double *x, const double *packed, Index rows, Index n,
+                             Index head_dim, Index heads)
+{
+    for (Index t = 0; t < rows; t++)
+        for (Index j = 0; j < head_dim; j += 4) {
+            Index count = head_dim - j < 4 ? head_dim - j : 4;
+            vec part[4];
+            for (Index i = 0; i < 4; i++)
+                part[i] = i < count ? at(packed + (t * head_dim + j + i) * 4) : all(0.0);
+            scatter_heads_add(x + t * n + j, part, head_dim, heads, count);
+        }
+}
+
+/* dots[r][s] = q[r] . k[s] for 4 heads; rows and keys are constant. */
+INLINE void head_dots_tile(const int rows, const int keys, double *dots, Index S,
+                           const double *q, const double *k, Index head_dim)
+{
+    vec sum[4][4];
+    for (int r = 0; r < rows; r++)
+        for (int s = 0; s < keys; s++)
+            sum[r][s] = all(0.0);
+    for (Index j = 0; j < head_dim; j++)
+        for (int r = 0; r < rows; r++)
+            for (int s = 0; s < keys; s++)
+                sum[r][s] = plus_product(sum[r][s], at(q + (r * head_dim + j) * 4),
+                                         at(k + (s * head_dim + j) * 4));
+    for (int r = 0; r < rows; r++)
+        for (int s = 0; s < keys; s++)
+            put(dots + (r * S + s) * 4, sum[r][s]);
+}
+
+INLINE void head_dots(const int rows, double *dots, Index S, const double *q, const double *k,
+                      Index begin, Index end, Index head_dim)
+{
+    const int keys = rows == 1 ? 4 : 3;
+    Index s = begin;
+    for (; s + keys <= end; s += keys)
+        head_dots_tile(rows, keys, dots + s * 4, S, q, k + s * head_dim * 4, head_dim);
+    for (; s < end; s++)
+        head_dots_tile(rows, 1, dots + s * 4, S, q, k + s * head_dim * 4, head_dim);
+    for (int r = 1; r < rows; r++)
+        for (s = end; s < end + r; s++)
+            head_dots_tile(1, 1, dots + (r * S + s) * 4, S, q + r * head_dim * 4,
+                           k + s * head_dim * 4, head_dim);
+}
+
+/* sum[r][i] = sum over the keys of weights[r][s] * v[s][i], for count elements of 4 heads. */
+INLINE void head_sums(const int rows, vec sum[4][4], const double *weights, Index S,
+                      const double *v, Index begin, Index end, Index head_dim, const int count)
+{
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 4; i++)
+            sum[r][i] = all(0.0);
     for (Index s = begin; s < end; s++)
-        dot += dweights[s] * weights[s];
-    for (Index s = begin; s < end; s++) {
-        double dscore = scale * ((dweights[s] - dot) * weights[s]);
+        for (int i = 0; i < count; i++)
+            for (int r = 0; r < rows; r++)
+                sum[r][i] = plus_product(sum[r][i], at(weights + (r * S + s) * 4),
+                                         at(v + (s * head_dim + i) * 4));
+    for (int r = 1; r < rows; r++)
+        for (Index s = end; s < end + r; s++)
+            for (int i = 0; i < count; i++)
+                sum[r][i] = plus_product(sum[r][i], at(weights + (r * S + s) * 4),
+                                         at(v + (s * head_dim + i) * 4));
+}
+
+INLINE void head_sums_of(const int rows, vec sum[4][4], const double *weights, Index S,
+                         const double *v, Index begin, Index end, Index head_dim, Index count)
+{
+    switch (count) {
+    case 1: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 1); break;
+    case 2: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 2); break;
+    case 3: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 3); break;
+    default: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 4); break;
+    }
+}
+
+/* dx[s][j] += sum over the rows of weights[r][s] * y[r][j] */
+INLINE void head_axpys(const int rows, double *dx, const double *weights, Index S,
+                       const double *y, Index begin, Index end, Index head_dim)
+{
+    for (Index s = begin; s < end; s++)
         for (Index j = 0; j < head_dim; j++) {
-            dq[j] += dscore * k[s * n + j];
-            dk[s * n + j] += dscore * q[j];
+            double *place = dx + (s * head_dim + j) * 4;
+            vec sum = at(place);
+            for (int r = 0; r < rows; r++)
+                sum = plus_product(sum, at(weights + (r * S + s) * 4),
+                                   at(y + (r * head_dim + j) * 4));
+            put(place, sum);
+        }
+    for (int r = 1; r < rows; r++)
+        for (Index s = end; s < end + r; s++)
+            for (Index j = 0; j < head_dim; j++) {
+                double *place = dx + (s * head_dim + j) * 4;
+                put(place, plus_product(at(place), at(weights + (r * S + s) * 4),
+                                        at(y + (r * head_dim + j) * 4)));
+            }
+}
+
+static void softmax_heads(double *weights, Index begin, Index end)
+{
+    vec max = all(-INFINITY), other = max, sum = all(0.0);
+    Index odd = (end - begin) & 1;
+    if (odd)
+        max = at(weights + begin * 4);
+    for (Index s = begin + odd; s < end; s += 2) { /* two, for neither to wait for itself */
+        max = larger(at(weights + s * 4), max);
+        other = larger(at(weights + s * 4 + 4), other);
+    }
+    max = larger(max, other);
+    for (Index s = begin; s < end; s++) {
+        vec e = exp_negative(subtract(at(weights + s * 4), max));
+        put(weights + s * 4, e);
+        sum = add(sum, e);
+    }
+    vec inverse = divide(all(1.0), sum);
+    for (Index s = begin; s < end; s++)
+        put(weights + s * 4, times(at(weights + s * 4), inverse));
+}
+
+/* d: from the gradient of the weights to that of the scores. */
+static void softmax_heads_backward(double *d, const double *weights, Index begin, Index end)
+{
+    vec common = all(0.0);
+    for (Index s = begin; s < end; s++)
+        common = plus_product(common, at(d + s * 4), at(weights + s * 4));
+    for (Index s = begin; s < end; s++)
+        put(d + s * 4, times(subtract(at(d + s * 4), common), at(weights + s * 4)));
+}
+
+/* 4 if the rows from t on can go together: in one document, and with enough keys to pay. */
+INLINE int rows_together(const Index *first, Index t, Index T, Index end)
+{
+    return t + 4 <= T && first[t] == first[t + 3] && end - first[t] >= 8 ? 4 : 1;
+}
+
+INLINE void attention_forward_rows(const int rows, double *y, double *weights, const double *q4,
+                                   const double *k4, const double *v4, Index begin, Index end,
+                                   Index S, Index n, Index head_dim, Index heads)
+{
+    head_dots(rows, weights, S, q4, k4, begin, end, head_dim);
+    for (int r = 0; r < rows; r++)
+        softmax_heads(weights + r * S * 4, begin, end + r);
+    for (Index j = 0; j < head_dim; j += 4) {
+        Index count = head_dim - j < 4 ? head_dim - j : 4;
+        vec sum[4][4];
+        head_sums_of(rows, sum, weights, S, v4 + j * 4, begin, end, head_dim, count);
+        for (int r = 0; r < rows; r++)
+            scatter_heads(y + r * n + j, sum[r], head_dim, heads, count);
+    }
+}
+
+static void attention_forward(double *y, double *saved, const double *q, const double *k,
+                              const double *v, const Index *first, Index T, Index S, Index n,
+                              Index n_head)
+{
+    Index head_dim = n / n_head, wide = 4 * head_dim;
+    double scale = 1.0 / sqrt((double)head_dim);
+    for (Index head = 0; head < n_head; head += 4) {
+        Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
+        double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
+        saved = weights + T * S * 4;
+        pack_heads(q4, q + column, scale, T, n, head_dim, heads);
+        pack_heads(k4, k + column, 1.0, S, n, head_dim, heads);
+        pack_heads(v4, v + column, 1.0, S, n, head_dim, heads);
+        for (Index t = 0, rows; t < T; t += rows) {
+            Index begin = first[t], end = S - T + t + 1;
+            rows = rows_together(first, t, T, end);
+            if (rows == 4)
+                attention_forward_rows(4, y + t * n + column, weights + t * S * 4, q4 + t * wide,
+                                       k4, v4, begin, end, S, n, head_dim, heads);
+            else
+                attention_forward_rows(1, y + t * n + column, weights + t * S * 4, q4 + t * wide,
+                                       k4, v4, begin, end, S, n, head_dim, heads);
         }
     }
 }
 
-void attention_weights_forward(double *weights, const double *q, const double *k,
-                               const Index *first, Index T, Index S, Index n, Index n_head)
+INLINE void attention_backward_rows(const int rows, double *dq, double *dk4, double *dv4,
+                                    double *dweights, const double *dy4, const double *weights,
+                                    const double *q4, const double *k4, const double *v4,
+                                    double scale, Index begin, Index end, Index S, Index n,
+                                    Index head_dim, Index heads)
+{
+    head_dots(rows, dweights, S, dy4, v4, begin, end, head_dim);
+    head_axpys(rows, dv4, weights, S, dy4, begin, end, head_dim);
+    for (int r = 0; r < rows; r++)
+        softmax_heads_backward(dweights + r * S * 4, weights + r * S * 4, begin, end + r);
+    head_axpys(rows, dk4, dweights, S, q4, begin, end, head_dim);
+    for (Index j = 0; j < head_dim; j += 4) {
+        Index count = head_dim - j < 4 ? head_dim - j : 4;
+        vec sum[4][4];
+        head_sums_of(rows, sum, dweights, S, k4 + j * 4, begin, end, head_dim, count);
+        for (int r = 0; r < rows; r++) {
+            for (int i = 0; i < 4; i++)
+                sum[r][i] = times(sum[r][i], all(scale));
+            scatter_heads_add(dq + r * n + j, sum[r], head_dim, heads, count);
+        }
+    }
+}
+
+static void attention_backward(double *dq, double *dk, double *dv, const double *dy,
+                               double *saved, const Index *first, Index T, Index S, Index n,
+                               Index n_head)
+{
+    Index head_dim = n / n_head, wide = 4 * head_dim, groups = (n_head + 3) / 4;
+    double scale = 1.0 / sqrt((double)head_dim);
+    double *dk4 = saved + groups * ((T + 2 * S) * wide + T * S * 4);
+    double *dv4 = dk4 + S * wide, *dy4 = dv4 + S * wide, *dweights = dy4 + T * wide;
+    for (Index head = 0; head < n_head; head += 4) {
+        Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
+        double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
+        saved = weights + T * S * 4;
+        pack_heads(dy4, dy + column, 1.0, T, n, head_dim, heads);
+        memset(dk4, 0, (size_t)(2 * S * wide) * sizeof(double));
+        for (Index t = 0, rows; t < T; t += rows) {
+            Index begin = first[t], end = S - T + t + 1;
+            rows = rows_together(first, t, T, end);
+            if (rows == 4)
+                attention_backward_rows(4, dq + t * n + column, dk4, dv4, dweights,
+                                        dy4 + t * wide, weights + t * S * 4, q4 + t * wide, k4,
+                                        v4, scale, begin, end, S, n, head_dim, heads);
+            else
+                attention_backward_rows(1, dq + t * n + column, dk4, dv4, dweights,
+                                        dy4 + t * wide, weights + t * S * 4, q4 + t * wide, k4,
+                                        v4, scale, begin, end, S, n, head_dim, heads);
+        }
+        unpack_heads_add(dk + column, dk4, S, n, head_dim, heads);
+        unpack_heads_add(dv + column, dv4, S, n, head_dim, heads);
+    }
+}
+
+static void attention_weights_forward(double *weights, const double *q, const double *k,
+                                      const Index *first, Index T, Index S, Index n,
+                                      Index n_head)
 {
     Index head_dim = n / n_head;
     double scale = 1.0 / sqrt((double)head_dim);
     memset(weights, 0, (size_t)(n_head * T * S) * sizeof(double));
     for (Index h = 0; h < n_head; h++)
-        for (Index t = 0; t < T; t++)
-            attend_row(weights + (h * T + t) * S, q + t * n + h * head_dim, k + h * head_dim,
-                       scale, first[t], S - T + t + 1, n, head_dim);
-}
-
-void attention_weights_backward(double *dq, double *dk, const double *dweights,
-                                const double *weights, const double *q, const double *k,
-                                const Index *first, Index T, Index S, Index n, Index n_head)
-{
-    Index head_dim = n / n_head;
-    double scale = 1.0 / sqrt((double)head_dim);
-    for (Index h = 0; h < n_head; h++)
-        for (Index t = 0; t < T; t++) {
-            Index row = (h * T + t) * S, column = h * head_dim;
-            attend_row_backward(dq + t * n + column, dk + column, dweights + row, weights + row,
-                                q + t * n + column, k + column, scale, first[t], S - T + t + 1,
-                                n, head_dim);
+        for (Index t = 0; t < T; t++, weights += S) {
+            Index begin = first[t], end = S - T + t + 1, column = h * head_dim;
+            for (Index s = begin; s < end; s++)
+                weights[s] = dot(q + t * n + column, k + s * n + column, head_dim) * scale;
+            softmax_row(weights + begin, weights + begin, end - begin);
         }
 }
 
-void attention_forward(double *y, double *weights, const double *q, const double *k,
-                       const double *v, const Index *first, Index T, Index S, Index n,
-                       Index n_head)
-{
-    Index head_dim = n / n_head;
-    attention_weights_forward(weights, q, k, first, T, S, n, n_head);
-    memset(y, 0, (size_t)(T * n) * sizeof(double));
-    for (Index h = 0; h < n_head; h++)
-        for (Index t = 0; t < T; t++)
-            for (Index s = first[t]; s < S - T + t + 1; s++)
-                for (Index j = h * head_dim; j < (h + 1) * head_dim; j++)
-                    y[t * n + j] += weights[(h * T + t) * S + s] * v[s * n + j];
-}
-
-void attention_backward(double *dq, double *dk, double *dv, double *restrict dweights,
-                        const double *restrict dy, const double *weights, const double *q,
-                        const double *k, const double *v, const Index *first, Index T, Index S,
-                        Index n, Index n_head)
+static void attention_weights_backward(double *dq, double *dk, const double *dweights,
+                                       const double *weights, const double *q, const double *k,
+                                       const Index *first, Index T, Index S, Index n,
+                                       Index n_head)
 {
     Index head_dim = n / n_head;
     double scale = 1.0 / sqrt((double)head_dim);
     for (Index h = 0; h < n_head; h++)
-        for (Index t = 0; t < T; t++) {
-            Index end = S - T + t + 1, column = h * head_dim;
-            const double *row = weights + (h * T + t) * S, *dout = dy + t * n + column;
-            for (Index s = first[t]; s < end; s++) {
-                double dot = 0.0;
-                for (Index j = 0; j < head_dim; j++) {
-                    dot += dout[j] * v[s * n + column + j];
-                    dv[s * n + column + j] += row[s] * dout[j];
+        for (Index t = 0; t < T; t++, weights += S, dweights += S) {
+            Index begin = first[t], end = S - T + t + 1, column = h * head_dim;
+            double common = dot(dweights + begin, weights + begin, end - begin);
+            for (Index s = begin; s < end; s++) {
+                double dscore = scale * ((dweights[s] - common) * weights[s]);
+                for (Index j = column; j < column + head_dim; j++) {
+                    dq[t * n + j] += dscore * k[s * n + j];
+                    dk[s * n + j] += dscore * q[t * n + j];
                 }
-                dweights[s] = dot;
             }
-            attend_row_backward(dq + t * n + column, dk + column, dweights, row,
-                                q + t * n + column, k + column, scale, first[t], end, n,
-                                head_dim);
         }
 }
 
-void cross_entropy_forward(double *restrict loss, double *restrict probs,
-                           const double *restrict logits, const Index *targets, Index T, Index n)
-{
-    for (Index t = 0; t < T; t++) {
-        const double *row = logits + t * n;
-        double max = largest(row, n);
-        double sum = exp_row(probs + t * n, row, max, n);
-        loss[t] = log(sum) - (row[targets[t]] - max);
-        for (Index j = 0; j < n; j++)
-            probs[t * n + j] *= 1.0 / sum;
-    }
-}
-
-void cross_entropy_backward(double *restrict dlogits, const double *restrict dloss,
-                            const double *restrict probs, const Index *targets, Index T, Index n)
-{
-    for (Index t = 0; t < T; t++) {
-        for (Index j = 0; j < n; j++)
-            dlogits[t * n + j] += dloss[t] * probs[t * n + j];
-        dlogits[t * n + targets[t]] -= dloss[t];
-    }
-}
-
-double mean_forward(const double *x, Index size)
+static double mean_forward(const double *x, Index size)
 {
     double sum = 0.0;
     for (Index i = 0; i < size; i++)
@@ -284,20 +640,108 @@ double mean_forward(const double *x, Index size)
     return sum / (double)size;
 }
 
-void mean_backward(double *dx, double dy, Index size)
+static void mean_backward(double *dx, double dy, Index size)
 {
+    double part = dy / (double)size;
     for (Index i = 0; i < size; i++)
-        dx[i] += dy / (double)size;
+        dx[i] += part;
 }
 
-void adam(double *restrict p, double *restrict dp, double *restrict m, double *restrict v,
-          double rate, double beta1, double beta2, double eps, Index size)
+/* The divider bounds this loop: one square root and one division a parameter, the corrections of
+ * the bias being folded into rate and eps. A moment that nothing feeds falls below 1e-308 after
+ * some 4,000 steps; as a subnormal number it would cost ten times as much, for ever, so it is
+ * cleared before. */
+static void adam(double *RESTRICT p, double *RESTRICT dp, double *RESTRICT m, double *RESTRICT v,
+                 double rate, double beta1, double beta2, double eps, Index size)
 {
+    double rest1 = 1.0 - beta1, rest2 = 1.0 - beta2;
     for (Index i = 0; i < size; i++) {
         double g = dp[i];
-        m[i] = beta1 * m[i] + (1.0 - beta1) * g;
-        v[i] = beta2 * v[i] + (1.0 - beta2) * (g * g);
-        p[i] -= rate * m[i] / (sqrt(v[i]) + eps);
+        double mean = beta1 * m[i] + rest1 * g;
+        double square = beta2 * v[i] + rest2 * (g * g);
+        m[i] = fabs(mean) < 1e-290 ? 0.0 : mean;
+        v[i] = square < 1e-290 ? 0.0 : square;
+        p[i] -= rate * mean / (sqrt(square) + eps);
         dp[i] = 0.0;
     }
 }
+
+#if defined(MICROGPT_AVX2)
+#define THESE kernels_avx2
+#define LEVEL "avx2"
+#else
+#define THESE kernels_baseline
+#define LEVEL "baseline"
+#endif
+
+extern const Kernels THESE;
+const Kernels THESE = {
+    LEVEL,
+    embedding_forward,
+    embedding_backward,
+    add_forward,
+    add_backward,
+    linear_forward,
+    linear_backward,
+    rmsnorm_forward,
+    rmsnorm_backward,
+    relu_forward,
+    relu_backward,
+    softmax_forward,
+    softmax_backward,
+    attention_weights_forward,
+    attention_weights_backward,
+    attention_forward,
+    attention_backward,
+    cross_entropy_forward,
+    cross_entropy_backward,
+    mean_forward,
+    mean_backward,
+    adam,
+};
+
+#if !defined(MICROGPT_AVX2) /* once for all levels */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+extern const Kernels kernels_avx2;
+static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
+static const Kernels *const levels[] = {&kernels_avx2, &kernels_baseline}; /* best first */
+#else
+static int has_avx2(void) { return 1; }
+static const Kernels *const levels[] = {&kernels_baseline};
+#endif
+
+enum { N_LEVELS = sizeof levels / sizeof levels[0] };
+
+const Kernels *kernels = &kernels_baseline;
+
+const char *kernels_level(int i)
+{
+    if (!has_avx2())
+        i++;
+    return i < N_LEVELS ? levels[i]->level : NULL;
+}
+
+const char *kernels_choose(const char *wanted)
+{
+    if (!wanted || strcmp(wanted, "auto") == 0)
+        wanted = kernels_level(0);
+    for (int i = has_avx2() ? 0 : 1; i < N_LEVELS; i++)
+        if (strcmp(wanted, levels[i]->level) == 0) {
+            kernels = levels[i];
+            return kernels->level;
+        }
+    return NULL;
+}
+
+Index attention_room(Index T, Index S, Index n, Index n_head)
+{
+    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head);
+    double room = (double)groups * ((double)(T + 2 * S) * wide + (double)T * S * 4) +
+                  (double)(T + 2 * S) * wide + (double)S * 16;
+    if (room > 1e18)
+        return -1;
+    return groups * ((T + 2 * S) * wide + T * S * 4) + (T + 2 * S) * wide + S * 16;
+}
+
+#endif

@@ -1,8 +1,9 @@
-/* The numeric inner loops of the compiled core.
+/* The numeric inner loops of the compiled core, once for each instruction-set level.
  *
  * Every array is contiguous float64, row by row. T rows of queries, S rows of keys, n columns.
  * A forward kernel writes its output; a backward kernel adds to the gradients (d + name) of its
- * inputs. No function here allocates, fails or knows Python. */
+ * inputs. Inputs may be the same block or overlap, and so may their gradients; outputs overlap
+ * nothing. No function here allocates, fails or knows Python. */
 #ifndef MICROGPT_KERNELS_H
 #define MICROGPT_KERNELS_H
 
@@ -10,56 +11,78 @@
 
 typedef int64_t Index;
 
-void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n);
-void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T, Index n);
+typedef struct {
+    const char *level;
 
-void add_forward(double *y, const double *a, const double *b, Index size);
-void add_backward(double *da, double *db, const double *dy, Index size);
+    void (*embedding_forward)(double *y, const double *table, const Index *ids, Index T, Index n);
+    void (*embedding_backward)(double *dtable, const double *dy, const Index *ids, Index T,
+                               Index n);
 
-/* x (T, nin), w (nout, nin) -> y (T, nout); wt (nin, nout) is room for w transposed. */
-void linear_forward(double *y, double *wt, const double *x, const double *w,
-                    Index T, Index nin, Index nout);
-void linear_backward(double *dx, double *dw, const double *dy, const double *x, const double *w,
-                     Index T, Index nin, Index nout);
+    void (*add_forward)(double *y, const double *a, const double *b, Index size);
+    void (*add_backward)(double *da, double *db, const double *dy, Index size);
 
-/* scale (T) keeps the factor of each row for backward. */
-void rmsnorm_forward(double *y, double *scale, const double *x, double eps, Index T, Index n);
-void rmsnorm_backward(double *dx, const double *dy, const double *x, const double *scale,
-                      Index T, Index n);
+    /* x (T, nin), w (nout, nin) -> y (T, nout) */
+    void (*linear_forward)(double *y, const double *x, const double *w, Index T, Index nin,
+                           Index nout);
+    void (*linear_backward)(double *dx, double *dw, const double *dy, const double *x,
+                            const double *w, Index T, Index nin, Index nout);
 
-void relu_forward(double *y, const double *x, Index size);
-void relu_backward(double *dx, const double *dy, const double *x, Index size);
+    /* scale (T) keeps the factor of each row for backward. */
+    void (*rmsnorm_forward)(double *y, double *scale, const double *x, double eps, Index T,
+                            Index n);
+    void (*rmsnorm_backward)(double *dx, const double *dy, const double *x, const double *scale,
+                             Index T, Index n);
 
-void softmax_forward(double *y, const double *x, Index T, Index n);
-void softmax_backward(double *dx, const double *dy, const double *y, Index T, Index n);
+    void (*relu_forward)(double *y, const double *x, Index size);
+    void (*relu_backward)(double *dx, const double *dy, const double *x, Index size);
 
-/* weights (n_head, T, S): what each head at each row gives each key; row t sees the keys
- * first[t] to S - T + t. */
-void attention_weights_forward(double *weights, const double *q, const double *k,
-                               const Index *first, Index T, Index S, Index n, Index n_head);
-void attention_weights_backward(double *dq, double *dk, const double *dweights,
-                                const double *weights, const double *q, const double *k,
-                                const Index *first, Index T, Index S, Index n, Index n_head);
+    void (*softmax_forward)(double *y, const double *x, Index T, Index n);
+    void (*softmax_backward)(double *dx, const double *dy, const double *y, Index T, Index n);
 
-/* dweights (S) is room for one row. */
-void attention_forward(double *y, double *weights, const double *q, const double *k,
-                       const double *v, const Index *first, Index T, Index S, Index n,
-                       Index n_head);
-void attention_backward(double *dq, double *dk, double *dv, double *dweights, const double *dy,
-                        const double *weights, const double *q, const double *k, const double *v,
-                        const Index *first, Index T, Index S, Index n, Index n_head);
+    /* weights (n_head, T, S): what each head at each row gives each key; row t sees the keys
+     * first[t] to S - T + t. */
+    void (*attention_weights_forward)(double *weights, const double *q, const double *k,
+                                      const Index *first, Index T, Index S, Index n,
+                                      Index n_head);
+    void (*attention_weights_backward)(double *dq, double *dk, const double *dweights,
+                                       const double *weights, const double *q, const double *k,
+                                       const Index *first, Index T, Index S, Index n,
+                                       Index n_head);
 
-/* probs (T, n) keeps the softmax for backward. */
-void cross_entropy_forward(double *loss, double *probs, const double *logits,
-                           const Index *targets, Index T, Index n);
-void cross_entropy_backward(double *dlogits, const double *dloss, const double *probs,
-                            const Index *targets, Index T, Index n);
+    /* saved (attention_room doubles) keeps q, k, v and the weights for backward, which finds
+     * its working room there too. */
+    void (*attention_forward)(double *y, double *saved, const double *q, const double *k,
+                              const double *v, const Index *first, Index T, Index S, Index n,
+                              Index n_head);
+    void (*attention_backward)(double *dq, double *dk, double *dv, const double *dy,
+                               double *saved, const Index *first, Index T, Index S, Index n,
+                               Index n_head);
 
-double mean_forward(const double *x, Index size);
-void mean_backward(double *dx, double dy, Index size);
+    /* probs (T, n) keeps the softmax for backward. */
+    void (*cross_entropy_forward)(double *loss, double *probs, const double *logits,
+                                  const Index *targets, Index T, Index n);
+    void (*cross_entropy_backward)(double *dlogits, const double *dloss, const double *probs,
+                                   const Index *targets, Index T, Index n);
 
-/* rate and eps have the bias corrections folded in. */
-void adam(double *p, double *dp, double *m, double *v, double rate, double beta1, double beta2,
-          double eps, Index size);
+    double (*mean_forward)(const double *x, Index size);
+    void (*mean_backward)(double *dx, double dy, Index size);
+
+    /* rate and eps have the bias corrections folded in; dp becomes 0. */
+    void (*adam)(double *p, double *dp, double *m, double *v, double rate, double beta1,
+                 double beta2, double eps, Index size);
+} Kernels;
+
+/* The level in use: the baseline until kernels_choose was called. */
+extern const Kernels *kernels;
+
+/* Use the wanted level, or the best one of this machine for NULL or "auto". Return its name, or
+ * NULL if there is no such level or this machine does not have it. */
+const char *kernels_choose(const char *wanted);
+
+/* Return the name of level i of this machine, best first, or NULL after the last. */
+const char *kernels_level(int i);
+
+/* Return how many doubles attention saves, or -1 if that is more than memory can hold. */
+Index attention_room(Index T, Index S, Index n, Index n_head);
 
 #endif

@@ -36,8 +36,8 @@ if not TYPE_CHECKING and _asked != "python":
             rmsnorm,
             softmax,
         )
-        from ._core import _Ids as Ids
-        from ._core import _Recording as Recording
+        from ._core import _Ids as Ids  # noqa: F401
+        from ._core import _Recording as Recording  # noqa: F401
 
         BACKEND = "cython"
         if _asked == "auto":

@@ -1,0 +1,255 @@
+/* Four doubles at once.
+ *
+ * A vec is one AVX register, or two of 16 bytes (SSE2, NEON), or four doubles where the compiler
+ * is not gcc or clang. Lane by lane these are the same IEEE operations in the same order, so no
+ * level differs in a bit. (Without gcc or clang, exp is the library's.) */
+#ifndef MICROGPT_VEC_H
+#define MICROGPT_VEC_H
+
+#include "_kernels.h" /* Index */
+
+#include <math.h>
+#include <stdint.h>
+
+#if !defined(__GNUC__) || defined(MICROGPT_NO_VECTORS)
+enum { LANES = 1 };
+typedef double reg;
+typedef double reg_anywhere;
+#define SPREAD(x) (x)
+#elif defined(MICROGPT_AVX2)
+enum { LANES = 4 };
+typedef double reg __attribute__((vector_size(32)));
+typedef int64_t ireg __attribute__((vector_size(32)));
+typedef double reg_anywhere __attribute__((vector_size(32), aligned(8), may_alias));
+#define SPREAD(x) ((reg){x, x, x, x})
+#else
+enum { LANES = 2 };
+typedef double reg __attribute__((vector_size(16)));
+typedef int64_t ireg __attribute__((vector_size(16)));
+typedef double reg_anywhere __attribute__((vector_size(16), aligned(8), may_alias));
+#define SPREAD(x) ((reg){x, x})
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+#define RESTRICT __restrict
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ireg){__VA_ARGS__})
+#endif
+
+enum { PARTS = 4 / LANES };
+typedef struct {
+    reg part[PARTS];
+} vec;
+
+INLINE vec at(const double *p)
+{
+    vec y;
+    for (int i = 0; i < PARTS; i++)
+        y.part[i] = *(const reg_anywhere *)(p + i * LANES);
+    return y;
+}
+
+INLINE void put(double *p, vec x)
+{
+    for (int i = 0; i < PARTS; i++)
+        *(reg_anywhere *)(p + i * LANES) = x.part[i];
+}
+
+INLINE vec all(double x)
+{
+    vec y;
+    for (int i = 0; i < PARTS; i++)
+        y.part[i] = SPREAD(x);
+    return y;
+}
+
+INLINE vec four(double a, double b, double c, double d)
+{
+#if defined(MICROGPT_AVX2) && !defined(MICROGPT_NO_VECTORS)
+    return (vec){{{a, b, c, d}}};
+#else
+    double x[4] = {a, b, c, d};
+    return at(x);
+#endif
+}
+
+INLINE vec add(vec a, vec b)
+{
+    for (int i = 0; i < PARTS; i++)
+        a.part[i] = a.part[i] + b.part[i];
+    return a;
+}
+
+INLINE vec subtract(vec a, vec b)
+{
+    for (int i = 0; i < PARTS; i++)
+        a.part[i] = a.part[i] - b.part[i];
+    return a;
+}
+
+INLINE vec times(vec a, vec b)
+{
+    for (int i = 0; i < PARTS; i++)
+        a.part[i] = a.part[i] * b.part[i];
+    return a;
+}
+
+INLINE vec divide(vec a, vec b)
+{
+    for (int i = 0; i < PARTS; i++)
+        a.part[i] = a.part[i] / b.part[i];
+    return a;
+}
+
+/* sum + a * b, rounded twice: a fused operation would give other bits where it exists. */
+INLINE vec plus_product(vec sum, vec a, vec b) { return add(sum, times(a, b)); }
+
+#if !defined(__GNUC__) || defined(MICROGPT_NO_VECTORS)
+
+INLINE reg larger_part(reg a, reg b) { return a > b ? a : b; }
+INLINE reg exp_part(reg x) { return x < -708.0 ? 0.0 : exp(x); }
+
+INLINE void transpose(vec x[4])
+{
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < i; j++) {
+            double swapped = x[i].part[j];
+            x[i].part[j] = x[j].part[i];
+            x[j].part[i] = swapped;
+        }
+}
+
+#else
+
+INLINE reg larger_part(reg a, reg b)
+{
+    ireg mask = a > b;
+    return (reg)(((ireg)a & mask) | ((ireg)b & ~mask));
+}
+
+/* x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite 1980: ln 2 in two parts); the Taylor sum
+ * to r^13 leaves 4e-18. Adding 1.5 * 2^52 rounds x / ln 2 to an integer and leaves it in the low
+ * bits; with 1023 more these are, shifted, the exponent of 2^k. */
+INLINE reg exp_part(reg x)
+{
+    const reg shift = SPREAD(0x1.8p52 + 1023.0);
+    reg biased = x * 0x1.71547652b82fep0 + shift;
+    reg k = biased - shift;
+    reg r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33;
+    reg r2 = r * r, r4 = r2 * r2;
+    reg a = (1.0 + r) + r2 * (1.0 / 2 + r * (1.0 / 6));
+    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
+    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
+    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0);
+    reg sum = a + r4 * (b + r4 * (c + r4 * d));
+    reg power = (reg)((ireg)biased << 52);
+    return (reg)((ireg)(sum * power) & ~(x < SPREAD(-708.0)));
+}
+
+#if defined(MICROGPT_AVX2)
+INLINE void transpose(vec x[4])
+{
+    reg a = SHUFFLE(x[0].part[0], x[1].part[0], 0, 4, 2, 6);
+    reg b = SHUFFLE(x[0].part[0], x[1].part[0], 1, 5, 3, 7);
+    reg c = SHUFFLE(x[2].part[0], x[3].part[0], 0, 4, 2, 6);
+    reg d = SHUFFLE(x[2].part[0], x[3].part[0], 1, 5, 3, 7);
+    x[0].part[0] = SHUFFLE(a, c, 0, 1, 4, 5);
+    x[1].part[0] = SHUFFLE(b, d, 0, 1, 4, 5);
+    x[2].part[0] = SHUFFLE(a, c, 2, 3, 6, 7);
+    x[3].part[0] = SHUFFLE(b, d, 2, 3, 6, 7);
+}
+#else
+INLINE void transpose(vec x[4])
+{
+    vec y[4];
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) {
+            y[2 * i].part[j] = SHUFFLE(x[2 * j].part[i], x[2 * j + 1].part[i], 0, 2);
+            y[2 * i + 1].part[j] = SHUFFLE(x[2 * j].part[i], x[2 * j + 1].part[i], 1, 3);
+        }
+    for (int i = 0; i < 4; i++)
+        x[i] = y[i];
+}
+#endif
+
+#endif
+
+/* a where a > b, else b */
+INLINE vec larger(vec a, vec b)
+{
+    for (int i = 0; i < PARTS; i++)
+        a.part[i] = larger_part(a.part[i], b.part[i]);
+    return a;
+}
+
+/* exp(x) for x <= 0, to 3.2e-16 relative; 0 below -708, so that nothing is ever subnormal; NaN
+ * stays NaN. */
+INLINE vec exp_negative(vec x)
+{
+    for (int i = 0; i < PARTS; i++)
+        x.part[i] = exp_part(x.part[i]);
+    return x;
+}
+
+/* For each of four vectors the sum (x[0] + x[1]) + (x[2] + x[3]) over its lanes. */
+INLINE vec totals(vec a, vec b, vec c, vec d)
+{
+#if defined(MICROGPT_AVX2) && !defined(MICROGPT_NO_VECTORS)
+    /* the pairs first, then half as many shuffles as the transpose takes */
+    reg ab = SHUFFLE(a.part[0], b.part[0], 0, 4, 2, 6) + SHUFFLE(a.part[0], b.part[0], 1, 5, 3, 7);
+    reg cd = SHUFFLE(c.part[0], d.part[0], 0, 4, 2, 6) + SHUFFLE(c.part[0], d.part[0], 1, 5, 3, 7);
+    return (vec){{SHUFFLE(ab, cd, 2, 3, 4, 5) + SHUFFLE(ab, cd, 0, 1, 6, 7)}};
+#else
+    vec x[4] = {a, b, c, d};
+    transpose(x);
+    return add(add(x[0], x[1]), add(x[2], x[3]));
+#endif
+}
+
+INLINE double total(vec x)
+{
+    double lanes[4];
+    put(lanes, x);
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
+
+INLINE double largest_lane(vec x)
+{
+    double lanes[4];
+    put(lanes, x);
+    double a = lanes[0] > lanes[1] ? lanes[0] : lanes[1];
+    double b = lanes[2] > lanes[3] ? lanes[2] : lanes[3];
+    return a > b ? a : b;
+}
+
+/* The first n (at least 1) doubles at p, the lanes after them filled up. */
+INLINE vec at_first(const double *p, Index n, double fill)
+{
+    if (n >= 4)
+        return at(p);
+    return four(p[0], n > 1 ? p[1] : fill, n > 2 ? p[2] : fill, fill);
+}
+
+INLINE void put_first(double *p, vec x, Index n)
+{
+    if (n >= 4) {
+        put(p, x);
+        return;
+    }
+    double lanes[4];
+    put(lanes, x);
+    p[0] = lanes[0];
+    if (n > 1)
+        p[1] = lanes[1];
+    if (n > 2)
+        p[2] = lanes[2];
+}
+
+#endif
