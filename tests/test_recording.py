@@ -104,3 +104,55 @@ def test_a_recording_keeps_its_graph_alive(compiled, net):
     junk = [compiled.Matrix(3, 2) for _ in range(100)]
     assert recording.forward() == expected
     assert len(junk) == 100
+
+
+def test_a_tape_computes_again_what_was_recorded_loads_included(compiled):
+    table = compiled.Matrix.of([[1.0, 2.0], [3.0, 4.0]])
+    store, ids = compiled.Matrix(2, 2), compiled._Ids([0])
+    with compiled.no_grad(), compiled._Tape() as tape:
+        row = compiled.embedding(table, ids)
+        store[1:].load(row)
+        result = store + store
+    assert result.tolist() == [[0.0, 0.0], [2.0, 4.0]]
+    ids.load([1])
+    tape.forward()
+    assert store.tolist() == [[0.0, 0.0], [3.0, 4.0]]
+    assert result.tolist() == [[0.0, 0.0], [6.0, 8.0]]
+
+
+def test_after_a_tape_nothing_is_recorded_and_no_graph_is_kept(compiled):
+    m = compiled.Matrix.of([[1.0]])
+    outer = compiled._Tape()
+    with pytest.raises(KeyError), outer:
+        with compiled._Tape():
+            m + m
+        raise KeyError
+    with compiled.no_grad():
+        y = m + m
+    m.load([[5.0]])
+    outer.forward()
+    assert y.tolist() == [[2.0]]
+    z = m + m
+    outer.forward()
+    compiled.mean(z).backward()
+    assert m.grad.tolist() == [[2.0]]
+
+
+def test_a_tape_keeps_what_it_needs_alive(compiled):
+    ids = compiled._Ids([0])
+    with compiled._Tape() as tape:
+        result = compiled.relu(compiled.embedding(compiled.Matrix.of([[1.0], [2.0]]), ids))
+    junk = [compiled.Matrix(2, 1) for _ in range(100)]
+    ids.load([1])
+    tape.forward()
+    assert result.tolist() == [[2.0]]
+    assert len(junk) == 100
+
+
+def test_softmax_on_a_tape_keeps_its_temperature(compiled):
+    m = compiled.Matrix.of([[0.0, 1.0]])
+    with compiled.no_grad(), compiled._Tape() as tape:
+        result = compiled.softmax(m, 0.5)
+    first = result.tolist()
+    tape.forward()
+    assert result.tolist() == first == compiled.softmax(compiled.Matrix.of([[0.0, 2.0]])).tolist()

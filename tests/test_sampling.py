@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 import microgpt as mg
-from microgpt.sampling import _draw
+from microgpt.sampling import _draw, _likeliest, _Stepper
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +46,70 @@ def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(run):
     [once, again] = mg.generate(run, n=2, temperature=0, rng=rng)
     assert once == again
     assert rng.getstate() == state
-    assert _draw([0.5, 2.0, -1.0, 2.0], 0.0, rng) == 1
+    assert _likeliest([0.5, 2.0, -1.0, 2.0]) == 1
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-300, 5e-324])
-def test_a_tiny_temperature_is_greedy_too(temperature):
-    rng = random.Random(0)
-    assert {_draw([700.0, 710.0, -1e9], temperature, rng) for _ in range(50)} == {1}
+@pytest.mark.parametrize("temperature", [1e-4, 1e-9, 1e-289, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
+    [greedy] = mg.generate(run, n=1, temperature=0)
+    assert set(mg.generate(run, n=20, temperature=temperature)) == {greedy}
 
 
-def test_tokens_are_drawn_as_often_as_their_softmax_says():
-    logits, temperature, n = [1.0, 2.0, 0.0], 0.7, 20_000
-    weights = [math.exp(logit / temperature) for logit in logits]
+def test_an_infinite_temperature_draws_every_token_alike(run):
+    model = _Stepper(run.model, math.inf)
+    assert model.after(run.tokenizer.bos) == pytest.approx([1 / 8] * 8)
+
+
+def probabilities(logits, temperature):
+    exps = [math.exp(logit / temperature) for logit in logits]
+    return [e / sum(exps) for e in exps]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 2.0])
+def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(run, temperature):
+    bos = run.tokenizer.bos
+    model, tokens = _Stepper(run.model, temperature), [bos, 0, 3, 1]
+    for attempt in range(3):  # the first computes and records, the others replay
+        model.begin()
+        for i, token in enumerate(tokens):
+            logits = run.model.forward(tokens[: i + 1]).tolist()[i]
+            expected = probabilities(logits, temperature)
+            assert model.after(token) == pytest.approx(expected, rel=1e-12), attempt
+
+
+def test_replayed_and_computed_documents_are_the_same(run, monkeypatch):
+    replayed = mg.generate(run, n=50, temperature=1.0, rng=random.Random(1))
+    monkeypatch.setattr("microgpt.sampling.can_be_recorded", lambda model: False)
+    assert mg.generate(run, n=50, temperature=1.0, rng=random.Random(1)) == replayed
+
+
+def test_a_model_with_its_own_forward_is_run_for_every_token(run):
+    class Constant(mg.GPT):
+        def forward(self, tokens, cache=None, starts=None, trace=None):
+            logits = super().forward(tokens, cache, starts, trace)
+            calls.append(list(tokens))
+            return mg.Matrix(*logits.shape)
+
+    calls = []
+    model = Constant(run.model.config, random.Random(0))
+    documents = [mg.sample(model, 7, random.Random(seed)) for seed in range(3)]
+    assert len(calls) == sum(min(len(doc) + 1, 8) for doc in documents)
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    probs, n = probabilities([1.0, 2.0, 0.0], 0.7), 20_000
     rng = random.Random(5)
-    counts = Counter(_draw(logits, temperature, rng) for _ in range(n))
-    for token, weight in enumerate(weights):
-        p = weight / sum(weights)
+    counts = Counter(_draw(probs, rng) for _ in range(n))
+    for token, p in enumerate(probs):
         deviation = math.sqrt(n * p * (1 - p))
         assert abs(counts[token] - n * p) < 4 * deviation
 
 
-def test_the_draw_is_that_of_choices_over_the_softmax():
-    logits, temperature = [0.3, -1.2, 2.0, 0.9], 0.5
-    exps = [math.exp((logit - 2.0) / temperature) for logit in logits]
-    probs = [e / sum(exps) for e in exps]
+def test_the_draw_is_that_of_choices():
+    probs = [0.1, 0.2, 0.3, 0.4]
     ours, theirs = random.Random(9), random.Random(9)
     for _ in range(200):
-        assert _draw(logits, temperature, ours) == theirs.choices(range(4), probs)[0]
+        assert _draw(probs, ours) == theirs.choices(range(4), probs)[0]
 
 
 @pytest.mark.parametrize("temperature", [-0.1, math.nan])
@@ -86,11 +123,12 @@ def test_a_negative_n_is_an_error(run):
         mg.generate(run, n=-1)
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_logits_that_are_not_finite_are_an_error(number, temperature):
+def test_parameters_that_are_not_finite_are_an_error(temperature):
+    run = mg.prepare(["ab"])
+    run.model.state_dict["wte"][run.tokenizer.bos][0].data = math.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        _draw([0.0, number, 1.0], temperature, random.Random(0))
+        mg.generate(run, n=1, temperature=temperature)
 
 
 def test_sampling_leaves_no_graph_and_no_gradients(run):

@@ -63,6 +63,7 @@ from ._core_py import (
     _row_index,
     _row_slice,
     _sizes,
+    _temperature,
 )
 
 
@@ -93,9 +94,10 @@ cdef extern from "_kernels.h" nogil:
         double*, const double*, const double*, const double*, Index, Index)
     void relu_forward "kernels->relu_forward"(double*, const double*, Index)
     void relu_backward "kernels->relu_backward"(double*, const double*, const double*, Index)
-    void softmax_forward "kernels->softmax_forward"(double*, const double*, Index, Index)
+    void softmax_forward "kernels->softmax_forward"(
+        double*, const double*, double, Index, Index)
     void softmax_backward "kernels->softmax_backward"(
-        double*, const double*, const double*, Index, Index)
+        double*, const double*, const double*, double, Index, Index)
     void attention_weights_forward "kernels->attention_weights_forward"(
         double*, const double*, const double*, const Index*, Index, Index, Index, Index)
     void attention_weights_backward "kernels->attention_weights_backward"(
@@ -125,8 +127,10 @@ cdef extern from *:
     #define MICROGPT_THREAD_LOCAL _Thread_local
     #endif
     static MICROGPT_THREAD_LOCAL int no_grad_depth = 0;
+    static MICROGPT_THREAD_LOCAL void *tape = NULL;
     """
     int no_grad_depth
+    void* tape  # the _Tape that is recording, not counted; NULL: none
 
 
 cdef enum Kind:
@@ -151,6 +155,7 @@ cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "
 cdef enum Op:
     NONE  # a leaf
     VIEW  # rows of inputs[0], sharing its numbers and gradients
+    LOAD  # only on a tape: no block of its own, inputs[1] is copied into inputs[0]
     PACK
     EMBEDDING
     MATRIX_ADD
@@ -453,7 +458,7 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved
     memset(block, 0, sizeof(Block))
     block.rows, block.cols, block.op = rows, cols, op
     try:
-        if op != VIEW:
+        if op != VIEW and op != LOAD:
             block.data = new_buffer(rows * cols)
         if n_saved:
             block.saved = new_buffer(n_saved)
@@ -468,7 +473,7 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved
 
 cdef void free_block(Block* block) noexcept:
     global spare_blocks
-    if block.op != VIEW:
+    if block.op != VIEW and block.op != LOAD:
         free_buffer(block.data, block.rows * block.cols)
         free_buffer(block.grad, block.rows * block.cols)
     free_buffer(block.saved, block.n_saved)
@@ -1063,6 +1068,8 @@ cdef class Matrix:
             if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
                 _load_shapes(shape_of(self), shape_of(source))
             memmove(block_of(self.node).data, block.data, size_of(self.node) * sizeof(double))
+            if tape is not NULL:
+                (<_Tape>tape).add_load(self.node, (<Matrix>source).node)
             return
         lists = _rectangle(source)
         _load_shapes(shape_of(self), (len(lists), len(lists[0])))
@@ -1197,7 +1204,7 @@ cdef Matrix record(Node* node):
     cdef Block* block = block_of(node)
     cdef int i
     block_forward(node)
-    if no_grad_depth:
+    if no_grad_depth and tape is NULL:
         block.op = NONE
         block.n_inputs = 0
         free_buffer(block.saved, block.n_saved)
@@ -1207,6 +1214,8 @@ cdef Matrix record(Node* node):
     else:
         for i in range(block.n_inputs):
             block.inputs[i].refs += 1
+        if tape is not NULL:
+            (<_Tape>tape).add(node)
     return matrix_of(node)
 
 
@@ -1239,7 +1248,9 @@ cdef void block_forward(Node* node) noexcept nogil:
     cdef Block* a = block_of(y.inputs[0])
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
-    if y.op == EMBEDDING:
+    if y.op == LOAD:
+        memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
+    elif y.op == EMBEDDING:
         embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
     elif y.op == MATRIX_ADD:
         add_forward(y.data, a.data, b.data, y.rows * y.cols)
@@ -1250,7 +1261,7 @@ cdef void block_forward(Node* node) noexcept nogil:
     elif y.op == MATRIX_RELU:
         relu_forward(y.data, a.data, y.rows * y.cols)
     elif y.op == SOFTMAX:
-        softmax_forward(y.data, a.data, y.rows, y.cols)
+        softmax_forward(y.data, a.data, y.saved[0], y.rows, y.cols)
     elif y.op == ATTENTION:
         attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
                           y.cols, y.n_head)
@@ -1281,7 +1292,7 @@ cdef void block_backward(Node* node) noexcept nogil:
     elif y.op == MATRIX_RELU:
         relu_backward(a.grad, y.grad, a.data, y.rows * y.cols)
     elif y.op == SOFTMAX:
-        softmax_backward(a.grad, y.grad, y.data, y.rows, y.cols)
+        softmax_backward(a.grad, y.grad, y.data, y.saved[0], y.rows, y.cols)
     elif y.op == ATTENTION:
         attention_backward(a.grad, b.grad, c.grad, y.grad, y.saved, y.ids.items, y.rows, b.rows,
                            y.cols, y.n_head)
@@ -1601,6 +1612,59 @@ cdef class _Recording:
         return 0
 
 
+cdef class _Tape:
+    """Record what block ops and `load` compute in a `with` block, to compute it again.
+
+    Other than a recorded loss it runs forward only, also under no_grad, and in the order in which
+    it was recorded. It belongs to one thread.
+    """
+
+    cdef Node** nodes
+    cdef Py_ssize_t n
+    cdef Py_ssize_t room
+    cdef void* outer  # the tape that was recording before
+
+    def __enter__(self):
+        global tape
+        self.outer = tape
+        tape = <void*>self
+        return self
+
+    def __exit__(self, *exc_info):
+        global tape
+        tape = self.outer
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            release(self.nodes[i])
+        PyMem_RawFree(self.nodes)
+
+    cdef int add(self, Node* node) except -1:
+        if self.n == self.room:
+            grow(<void**>&self.nodes, &self.room, sizeof(Node*))
+        self.nodes[self.n] = node
+        self.n += 1
+        node.refs += 1
+        return 0
+
+    cdef int add_load(self, Node* target, Node* source) except -1:
+        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols, 0)
+        cdef Block* block = block_of(node)
+        block.inputs[0] = target
+        block.inputs[1] = source
+        block.n_inputs = 2
+        target.refs += 1
+        source.refs += 1
+        return self.add(node)
+
+    def forward(self):
+        """Compute all of it again."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            block_forward(self.nodes[i])
+
+
 cdef void replay_graph(Run* run, bint backward, uint16_t mark) noexcept nogil:
     cdef Py_ssize_t i
     cdef Node* node
@@ -1678,9 +1742,15 @@ def relu(Matrix x not None):
     return record(block_op(MATRIX_RELU, rows_in(x), cols_in(x), 0, NULL, x))
 
 
-def softmax(Matrix x not None):
-    """Return the softmax of each row: x (T, n) -> (T, n), every row adds up to 1."""
-    return record(block_op(SOFTMAX, rows_in(x), cols_in(x), 0, NULL, x))
+def softmax(Matrix x not None, temperature=1.0):
+    """Return the softmax of each row of x / temperature: x (T, n) -> (T, n); rows add up to 1.
+
+    Raises ValueError if temperature is not positive.
+    """
+    cdef double number = _temperature(temperature)
+    cdef Node* node = block_op(SOFTMAX, rows_in(x), cols_in(x), 1, NULL, x)
+    block_of(node).saved[0] = number
+    return record(node)
 
 
 def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, starts=None):
@@ -1752,9 +1822,13 @@ def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
     cdef Block* p
     cdef Matrix param, first, second
     cdef bint fits
-    rate, decay1, decay2, small, correction1, correction2 = _adam_rates(
-        step, lr, beta1, beta2, eps
-    )
+    if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
+            and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
+            and step >= 0 and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0 and eps > 0.0):
+        lr, beta1, beta2, eps, _, _ = _adam_rates(step, lr, beta1, beta2, eps)
+        step = _index(step)
+    rate, decay1, decay2, small = lr, beta1, beta2, eps
+    correction1, correction2 = 1.0 - pow(decay1, step + 1), 1.0 - pow(decay2, step + 1)
     params, m, v = list(params), list(m), list(v)
     fits = len(params) == len(m) == len(v)
     for matrices in (params, m, v):

@@ -300,10 +300,14 @@ def relu(x: Matrix) -> Matrix:
     return _matrix([[value.relu() for value in row] for row in x])
 
 
-def softmax(x: Matrix) -> Matrix:
-    """Return the softmax of each row: x (T, n) -> (T, n), every row adds up to 1."""
+def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
+    """Return the softmax of each row of x / temperature: x (T, n) -> (T, n); rows add up to 1.
+
+    Raises ValueError if temperature is not positive.
+    """
     _require(x, "x")
-    return _matrix([_softmax(row) for row in x])
+    temperature = _temperature(temperature)
+    return _matrix([_softmax(row, temperature) for row in x])
 
 
 def attention(
@@ -527,9 +531,12 @@ def _dot(a, b):
     return sum(ai * bi for ai, bi in zip(a, b, strict=True))
 
 
-def _softmax(values):
+def _softmax(values, temperature=1.0):
     largest = max([value._data for value in values])
-    exps = [(value - largest).exp() for value in values]
+    shifted = [value - largest for value in values]
+    if temperature != 1.0:
+        shifted = [value / temperature for value in shifted]
+    exps = [value.exp() for value in shifted]
     total = sum(exps)
     return [e / total for e in exps]
 
@@ -632,6 +639,13 @@ def _ids(ids, n, what):
         if not 0 <= i < n:
             raise ValueError(f"{what} {i} is outside 0..{n - 1}")
     return ids
+
+
+def _temperature(temperature):
+    temperature = _number(temperature, "temperature")
+    if not 1e-300 < temperature < math.inf:  # smaller, and 1 / temperature overflows
+        raise ValueError(f"temperature must be above 1e-300 and finite, not {temperature}")
+    return temperature
 
 
 def _one_target_a_row(rows, targets):

@@ -255,38 +255,40 @@ static double largest(const double *x, Index n)
     return largest_lane(max);
 }
 
-/* Write exp(x - max) and return the sum. */
-static double exp_row(double *y, const double *x, double max, Index n)
+/* Write exp((x - max) / temperature) and return the sum. */
+static double exp_row(double *y, const double *x, double max, double temperature, Index n)
 {
     vec sum = all(0.0);
     for (Index i = 0; i < n; i += 4) {
-        vec e = exp_negative(subtract(at_first(x + i, n - i, -INFINITY), all(max)));
+        vec shifted = subtract(at_first(x + i, n - i, -INFINITY), all(max));
+        vec e = exp_negative(temperature == 1.0 ? shifted : divide(shifted, all(temperature)));
         put_first(y + i, e, n - i);
         sum = add(sum, e);
     }
     return total(sum);
 }
 
-static void softmax_row(double *y, const double *x, Index n)
+static void softmax_row(double *y, const double *x, double temperature, Index n)
 {
-    double inverse = 1.0 / exp_row(y, x, largest(x, n), n);
+    double inverse = 1.0 / exp_row(y, x, largest(x, n), temperature, n);
     for (Index j = 0; j < n; j++)
         y[j] *= inverse;
 }
 
-static void softmax_forward(double *y, const double *x, Index T, Index n)
+static void softmax_forward(double *y, const double *x, double temperature, Index T, Index n)
 {
     for (Index t = 0; t < T; t++)
-        softmax_row(y + t * n, x + t * n, n);
+        softmax_row(y + t * n, x + t * n, temperature, n);
 }
 
 static void softmax_backward(double *RESTRICT dx, const double *RESTRICT dy,
-                             const double *RESTRICT y, Index T, Index n)
+                             const double *RESTRICT y, double temperature, Index T, Index n)
 {
+    double scale = 1.0 / temperature;
     for (Index t = 0; t < T; t++, dx += n, dy += n, y += n) {
         double common = dot(dy, y, n);
         for (Index j = 0; j < n; j++)
-            dx[j] += (dy[j] - common) * y[j];
+            dx[j] += scale * ((dy[j] - common) * y[j]);
     }
 }
 
@@ -296,7 +298,7 @@ static void cross_entropy_forward(double *RESTRICT loss, double *RESTRICT probs,
 {
     for (Index t = 0; t < T; t++, logits += n, probs += n) {
         double max = largest(logits, n);
-        double sum = exp_row(probs, logits, max, n), inverse = 1.0 / sum;
+        double sum = exp_row(probs, logits, max, 1.0, n), inverse = 1.0 / sum;
         loss[t] = log(sum) - (logits[targets[t]] - max);
         for (Index j = 0; j < n; j++)
             probs[j] *= inverse;
@@ -607,7 +609,7 @@ static void attention_weights_forward(double *weights, const double *q, const do
             Index begin = first[t], end = S - T + t + 1, column = h * head_dim;
             for (Index s = begin; s < end; s++)
                 weights[s] = dot(q + t * n + column, k + s * n + column, head_dim) * scale;
-            softmax_row(weights + begin, weights + begin, end - begin);
+            softmax_row(weights + begin, weights + begin, 1.0, end - begin);
         }
 }
 

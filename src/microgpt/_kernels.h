@@ -36,8 +36,9 @@ typedef struct {
     void (*relu_forward)(double *y, const double *x, Index size);
     void (*relu_backward)(double *dx, const double *dy, const double *x, Index size);
 
-    void (*softmax_forward)(double *y, const double *x, Index T, Index n);
-    void (*softmax_backward)(double *dx, const double *dy, const double *y, Index T, Index n);
+    void (*softmax_forward)(double *y, const double *x, double temperature, Index T, Index n);
+    void (*softmax_backward)(double *dx, const double *dy, const double *y, double temperature,
+                             Index T, Index n);
 
     /* weights (n_head, T, S): what each head at each row gives each key; row t sees the keys
      * first[t] to S - T + t. */

@@ -15,8 +15,9 @@ if _asked not in ("auto", "cython", "python"):
 
 BACKEND = "python"
 BACKEND_REASON = f"MICROGPT_BACKEND={_asked}"
-Ids: Any = None  # what training records a graph with: of the compiled core, None in the pure one
+Ids: Any = None  # what graphs are recorded and replayed with; the pure core has none of them
 Recording: Any = None
+Tape: Any = None
 
 if not TYPE_CHECKING and _asked != "python":
     try:
@@ -38,6 +39,7 @@ if not TYPE_CHECKING and _asked != "python":
         )
         from ._core import _Ids as Ids  # noqa: F401
         from ._core import _Recording as Recording  # noqa: F401
+        from ._core import _Tape as Tape  # noqa: F401
 
         BACKEND = "cython"
         if _asked == "auto":
