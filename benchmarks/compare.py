@@ -134,7 +134,7 @@ def check(args: argparse.Namespace) -> bool:
             losses = ALL[name].train(problem, len(expected)).losses
             good &= agree(name, losses, expected, "the script's record")
     if "c" in names:
-        for n_embd, n_layer, batch, steps in ((16, 1, 1, 10), (16, 2, 1, 60), (64, 4, 1, 60)):
+        for n_embd, n_layer, batch, steps in ((16, 1, 1, 10), (16, 2, 16, 60), (64, 4, 1, 60)):
             problem = load(args.data, n_embd, n_layer)
             expected = YARDSTICKS["c"].train(problem, steps, batch).losses
             what = f"C, size {n_embd},{n_layer}, batch {batch}"

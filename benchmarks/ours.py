@@ -44,7 +44,8 @@ def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]
     model = mg.GPT(config, random.Random(0))
     model.load_state_dict(problem.state)
     adam = mg.Adam(model.state_dict.values())
-    run = mg.Run(documents, mg.Tokenizer(alphabet), model, adam, random.Random(0), steps, 0.01)
+    tokenizer, rng = mg.Tokenizer(alphabet), random.Random(0)
+    run = mg.Run(documents, tokenizer, model, adam, rng, steps, lr=0.01, batch_size=batch)
     start = time.perf_counter()
     for _ in range(steps):
         mg.train_step(run)

@@ -47,8 +47,8 @@ from ._core_py import (
     _adam_shapes,
     _add_shapes,
     _attention_shapes,
+    _check_starts,
     _exp,
-    _first_rows,
     _ids,
     _index,
     _is_number,
@@ -1684,13 +1684,22 @@ cdef void replay_graph(Run* run, bint backward, uint16_t mark) noexcept nogil:
         sweep(run, mark)
 
 
-cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
+cdef IdBuffer* first_rows(Matrix q, Matrix k, list starts) except NULL:
+    """Return for each row of q the first key that it may see; starts are ints or None."""
+    cdef Py_ssize_t rows = rows_in(q), t = 0, start = 0, end
     cdef IdBuffer* first
-    cdef Py_ssize_t i
-    numbers = _first_rows(rows_in(q), rows_in(k), starts) if starts is not None else None
-    first = new_ids(rows_in(q))
-    for i in range(first.n):
-        first.items[i] = numbers[i] if numbers is not None else 0
+    if starts is not None:
+        _check_starts(rows, rows_in(k), starts)
+    first = new_ids(rows)
+    for i in range(1, len(starts) if starts is not None else 0):
+        end = starts[i]
+        while t < end:
+            first.items[t] = start
+            t += 1
+        start = end
+    while t < rows:
+        first.items[t] = start
+        t += 1
     return first
 
 

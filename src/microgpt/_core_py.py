@@ -16,6 +16,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ContextDecorator
+from operator import lt
 from typing import Any
 
 RMSNORM_EPS = 1e-5
@@ -677,12 +678,16 @@ def _first_rows(rows, keys, starts):
     if starts is None:
         return [0] * rows
     starts = [_index(start) for start in starts]
+    _check_starts(rows, keys, starts)
     ends = starts[1:] + [rows]
+    return [a for a, b in zip(starts, ends, strict=True) for _ in range(a, b)]
+
+
+def _check_starts(rows, keys, starts):
     if rows != keys:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
-    if starts[:1] != [0] or any(a >= b for a, b in zip(starts, ends, strict=True)):
+    if starts[:1] != [0] or not all(map(lt, starts, starts[1:] + [rows])):
         raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
-    return [a for a, b in zip(starts, ends, strict=True) for _ in range(a, b)]
 
 
 def _adam_shapes(params, m, v):
