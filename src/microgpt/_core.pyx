@@ -1306,16 +1306,25 @@ cdef void block_backward(Node* node) noexcept nogil:
 cdef double EPS = RMSNORM_EPS
 
 
+cdef str level_in_use = ""
+
+
 def _level(wanted=None):
-    """Use the kernels of an instruction-set level and return its name; None: the best of here.
+    """Use the kernels of an instruction-set level, auto for the best; return the level in use.
 
     Raises ValueError if this machine does not have it.
     """
-    cdef bytes name = wanted.encode() if wanted else b"auto"
-    cdef const char* chosen = kernels_choose(name)
-    if chosen is NULL:
-        raise ValueError(f"MICROGPT_SIMD must be auto, {' or '.join(_levels())}, not {wanted!r}")
-    return chosen.decode()
+    global level_in_use
+    cdef bytes name
+    cdef const char* chosen
+    if wanted is not None:
+        name = wanted.encode()
+        chosen = kernels_choose(name)
+        if chosen is NULL:
+            levels = " or ".join(_levels())
+            raise ValueError(f"MICROGPT_SIMD must be auto, {levels}, not {wanted!r}")
+        level_in_use = chosen.decode()
+    return level_in_use
 
 
 def _levels():
@@ -1326,7 +1335,7 @@ def _levels():
     return names
 
 
-_level(os.environ.get("MICROGPT_SIMD"))
+_level(os.environ.get("MICROGPT_SIMD") or "auto")
 
 
 cdef struct Frame:
