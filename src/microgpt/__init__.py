@@ -36,7 +36,7 @@ _MODULES = {
         "softmax",
     ),
     "tokenizer": ("Tokenizer",),
-    "data": ("DownloadError", "describe", "load_documents"),
+    "data": ("DownloadError", "checksum", "describe", "load_documents"),
     "model": ("GPT", "Cache", "Config"),
     "adam": ("Adam", "linear_decay"),
     "sampling": ("generate", "sample"),
