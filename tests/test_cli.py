@@ -208,7 +208,7 @@ def test_an_interrupt_is_exit_code_130(names, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("microgpt.cli.train_step", interrupted)
+    monkeypatch.setattr("microgpt.training.train_step", interrupted)
     assert run_command(["train", "--data", str(names)]) == 130
     assert capsys.readouterr().err == "microgpt: interrupted\n"
 

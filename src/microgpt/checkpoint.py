@@ -59,6 +59,11 @@ class Checkpoint:
     tokens: int
     seconds: float
 
+    def encode(self, doc: str) -> list[int]:
+        """Return the token ids of a document, as Run.encode does."""
+        ids = self.tokenizer.encode(doc)
+        return ids[:-1] if self.split == "stream" else ids
+
 
 def save(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run, without its documents, to a safetensors file.

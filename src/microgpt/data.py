@@ -72,6 +72,15 @@ def describe(source: str | os.PathLike[str] | None = None) -> str:
     return printable(os.fsdecode(source))
 
 
+def windows(text: str, length: int) -> list[str]:
+    """Return text cut into pieces of a length; the last may be shorter.
+
+    >>> windows("abcdefgh", 3)
+    ['abc', 'def', 'gh']
+    """
+    return [text[i : i + length] for i in range(0, len(text), length)]
+
+
 def checksum(docs: Iterable[str]) -> str:
     """Return the sha256 of docs as lines of UTF-8, each with a newline, in hexadecimal.
 

@@ -13,7 +13,7 @@ from typing import Any
 from .adam import Adam, linear_decay
 from .checkpoint import Checkpoint
 from .core import Ids, Recording, grad_enabled
-from .data import SPLITS, checksum
+from .data import SPLITS, checksum, windows
 from .evaluate import mean_loss
 from .model import GPT, Config, can_be_recorded
 from .tokenizer import Tokenizer
@@ -202,9 +202,7 @@ def _parts(
     if split == "stream":
         text = "\n".join(docs)
         kept = _kept(len(text), val_fraction)
-        end = text[len(text) - kept :]
-        windows = [end[i : i + block_size] for i in range(0, kept, block_size)]
-        return [text[: len(text) - kept]], windows
+        return [text[: len(text) - kept]], windows(text[len(text) - kept :], block_size)
     # a document on both sides would be known by heart, not predicted
     documents = list(dict.fromkeys(docs) if val_fraction else docs)
     rng.shuffle(documents)
