@@ -601,7 +601,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         if "new" in options:
             known.update(_with_documents(saved, arguments.model, options.get("data")).documents)
         rng = Random(options["seed"]) if "seed" in options else saved.rng
-        while len(texts) < n and tried < 100 * n + 1000:
+        while len(texts) < n and tried < 100 * n:  # it may know nothing else
             few = generate(saved, n - len(texts), rng=rng, **draw)
             tried += len(few)
             texts += [text for text in few if text not in known]
