@@ -1,10 +1,15 @@
 """The command line: what it prints where, its exit codes, and what it says of bad input."""
 
 import json
+import math
 import os
+import random
+import signal
 import struct
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -208,7 +213,7 @@ def test_an_interrupt_is_exit_code_130(names, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("microgpt.cli.train_step", interrupted)
+    monkeypatch.setattr("microgpt.training.train_step", interrupted)
     assert run_command(["train", "--data", str(names)]) == 130
     assert capsys.readouterr().err == "microgpt: interrupted\n"
 
@@ -272,11 +277,388 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     pty_size = struct.pack("4H", 24, 100, 0, 0)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, pty_size)
     command = [sys.executable, "-m", "microgpt", "train", "--data", str(names), "--steps", "30"]
+    shown = b""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
+        os.close(slave)
+        with suppress(OSError):  # how the end shows
+            while part := os.read(master, 100_000):
+                shown += part
         process.communicate(timeout=120)
-    os.close(slave)
-    shown = os.read(master, 100_000).decode()
     os.close(master)
+    shown = shown.decode()
     assert process.returncode == 0
     assert "30/30" in shown and "loss" in shown and "steps/s" in shown
     assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 1
+
+
+# Models that are kept
+
+
+@pytest.fixture
+def model(names, tmp_path):
+    """A saved run on the names, half done."""
+    run = mg.prepare(NAMES, steps=10, block_size=8)
+    for _ in range(5):
+        mg.train_step(run)
+    run.dataset = str(names)
+    path = tmp_path / "names.safetensors"
+    mg.save(run, path)
+    return path
+
+
+def lines_of(capsys):
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+def fails(capsys, code, *arguments):
+    """Run a command that fails and return its one line."""
+    assert run_command([str(argument) for argument in arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("microgpt") and err.count("\n") == 1
+    return err
+
+
+def test_a_model_that_is_kept_samples_what_the_training_printed(names, tmp_path, capsys):
+    out = str(tmp_path / "m.safetensors")
+    assert run_command(["train", "--data", str(names), "--steps", "20", "--out", out]) == 0
+    printed = [line for line in lines_of(capsys) if line.startswith("sample ")]
+    assert run_command(["sample", out]) == 0
+    assert [line.split(": ")[1].split("  ")[0] for line in printed] == lines_of(capsys)
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(names, tmp_path, capsys):
+    whole, part = str(tmp_path / "whole"), str(tmp_path / "part")
+    common = ["--data", str(names), "--steps", "8", "--val-fraction", "0.3", "--eval-every", "3"]
+    log, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    assert run_command(["train", *common, "--out", whole, "--log", str(log)]) == 0
+    expected = lines_of(capsys)
+    snapshots = ["--save-every", "4", "--snapshots"]
+    assert run_command(["train", *common, *snapshots, "--out", part, "--log", str(other)]) == 0
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["a.jsonl", "b.jsonl", "names.txt", "part", "part-000004", "part-000008", "whole"]
+    )
+    capsys.readouterr()
+    resume = ["train", "--resume", part + "-000004", "--log", str(other), "--out", part]
+    assert run_command([*resume, "--steps", "8", "--eval-every", "3"]) == 0
+    resumed = lines_of(capsys)
+    assert f"resume: {part}-000004 (step 4 / 8)" in resumed
+    assert resumed[-22:] == expected[-22:]
+    one, same = ([json.loads(line) for line in file.read_text().splitlines()]
+                 for file in (log, other))
+    for line in (*one, *same):
+        assert line.pop("seconds") > 0
+    assert one == same
+    assert [line["step"] for line in one if "val_loss" in line] == [3, 6, 8]
+    assert all(math.isfinite(number) for line in one for number in line.values())
+    assert mg.load(whole).model.state_dict["wte"].tolist() == (
+        mg.load(part).model.state_dict["wte"].tolist()
+    )
+
+
+def test_a_run_is_resumed_into_its_own_file(model, capsys):
+    assert run_command(["train", "--resume", str(model), "--samples", "0"]) == 0
+    assert mg.load(model).adam.step == 10
+    assert lines_of(capsys)[-1].startswith("step   10 /   10 | loss ")
+    assert run_command(["train", "--resume", str(model), "--samples", "1"]) == 0  # and again
+    assert lines_of(capsys)[-1].startswith("sample  1")
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(model, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 8)]
+    log.write_text("\n".join(lines) + '\n{"st')
+    resume = ["train", "--resume", str(model), "--log", str(log), "--samples", "0"]
+    assert run_command(resume) == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [*range(1, 11)]
+    assert log.read_text().splitlines()[:5] == lines[:5]
+
+
+@pytest.mark.parametrize("content", ["emma", "emma\nava\n", '{"loss": 1}\n'])
+def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.write_text(content)
+    message = fails(capsys, 2, "train", "--resume", model, "--log", other)
+    assert "is not the log of a run" in message
+    assert other.read_text() == content
+
+
+CANNOT_CHANGE = {
+    "--steps": "11", "--seed": "1", "--lr": "0.02", "--batch-size": "2", "--n-embd": "32",
+    "--n-layer": "2", "--n-head": "2", "--block-size": "9", "--val-fraction": "0.5",
+    "--split": "stream",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", CANNOT_CHANGE)
+def test_what_belongs_to_a_run_cannot_change_when_it_is_resumed(flag, model, capsys):
+    message = fails(capsys, 2, "train", "--resume", model, flag, CANNOT_CHANGE[flag])
+    assert f"{flag} {CANNOT_CHANGE[flag]}: {model} has " in message
+
+
+def test_other_data_cannot_be_resumed_with(model, names, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("emma\n")
+    assert f"{other}: the data is not what" in fails(
+        capsys, 2, "train", "--resume", model, "--data", other
+    )
+    names.rename(tmp_path / "moved.txt")
+    assert f"{names}: No such file" in fails(capsys, 2, "train", "--resume", model)
+    moved = ["--data", str(tmp_path / "moved.txt"), "--samples", "0"]
+    assert run_command(["train", "--resume", str(model), *moved]) == 0
+
+
+def test_a_run_without_the_name_of_its_data_asks_for_it(tmp_path, capsys):
+    mg.save(mg.prepare(NAMES), tmp_path / "m")
+    assert "give --data" in fails(capsys, 2, "train", "--resume", tmp_path / "m")
+
+
+def test_a_run_may_start_from_a_model(model, tmp_path, capsys):
+    data = tmp_path / "few.txt"
+    data.write_text("mia\nsam\n")
+    init = ["train", "--init", str(model), "--data", str(data), "--samples", "0"]
+    assert run_command([*init, "--steps", "1"]) == 0
+    lines = lines_of(capsys)
+    assert f"init: {model} (step 0 / 1)" in lines and "vocab size: 12" in lines
+    saved = mg.load(model)
+    run = mg.train(["mia", "sam"], steps=1, init=saved)
+    assert lines[-1] == f"step    1 /    1 | loss {run.losses[0]:.4f}"
+    assert f"--n-embd 8: {model} has 16" in fails(capsys, 2, *init, "--n-embd", "8")
+    data.write_text("zoe\n")
+    assert "'z' is not in the alphabet" in fails(capsys, 2, *init)
+
+
+BAD_KEEPING = {
+    "resume and init": (["--resume", "m", "--init", "m"], "give one of them"),
+    "save-every without out": (["--save-every", "5"], "--save-every needs --out"),
+    "snapshots without save-every": (["--snapshots", "--out", "m"], "needs --save-every"),
+    "eval-every without validation": (["--eval-every", "5"], "needs --val-fraction"),
+    "all for validation": (["--val-fraction", "1"], "val_fraction must be"),
+    "out in a missing folder": (["--out", "no/such/m"], "no/such/m: its folder does not exist"),
+    "out that is a folder": (["--out", "."], ".: is a folder"),
+    "out that is the data": (["--out", "./names.txt"], "the model would overwrite the data"),
+    "log that is the model": (["--out", "m", "--log", "m"], "the model would overwrite the log"),
+    "missing run": (["--resume", "missing"], "missing: No such file"),
+    "run that is the data": (["--resume", "names.txt"], "not a safetensors file"),
+    "unknown split": (["--split", "words"], "argument --split: invalid choice"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_KEEPING)
+def test_wrong_use_of_what_keeps_a_run_is_one_line(name, names, capsys, monkeypatch):
+    monkeypatch.chdir(names.parent)
+    arguments, message = BAD_KEEPING[name]
+    before = names.read_bytes()
+    assert message in fails(capsys, 2, "train", "--data", "names.txt", *arguments)
+    assert names.read_bytes() == before
+    assert os.listdir(names.parent) == ["names.txt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.parametrize("flag", ["--out", "--log"])
+def test_a_full_disk_is_exit_code_1(flag, names, capsys):
+    command = ["train", "--data", names, "--steps", "2", flag, "/dev/full"]
+    assert "No space left on device" in fails(capsys, 1, *command)
+
+
+def test_an_interrupt_saves_first_and_is_exit_code_130(names, tmp_path):
+    out = tmp_path / "m.safetensors"
+    command = [sys.executable, "-m", "microgpt", "train", "--data", str(names), "--out", str(out)]
+    command += ["--steps", "1000000", "--save-every", "2", "--log", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not out.exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    step = mg.load(out).adam.step
+    assert process.returncode == 130
+    assert err.decode() == f"microgpt: interrupted at step {step}, saved as {out}\n"
+    assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["step"] == step
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_training_that_is_killed_can_be_resumed(names, tmp_path, capsys):
+    out, log = tmp_path / "m.safetensors", tmp_path / "log"
+    command = [sys.executable, "-m", "microgpt", "train", "--data", str(names), "--out", str(out)]
+    command += ["--steps", "100000", "--save-every", "1", "--log", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while not out.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    step = mg.load(out).adam.step
+    steps = [line.split(",")[0] for line in log.read_text().splitlines()]
+    assert steps[:step] == [f'{{"step": {i}' for i in range(1, step + 1)]
+
+
+def test_samples_on_the_way_leave_the_run_as_it_is(names, capsys):
+    command = ["train", "--data", str(names), "--steps", "6"]
+    assert run_command(command) == 0
+    plain = lines_of(capsys)
+    assert run_command([*command, "--sample-every", "3"]) == 0
+    lines = lines_of(capsys)
+    shown = [line for line in lines if line not in plain]
+    assert [line[:19] for line in shown] == ["step    3 /    6 | ", "step    6 /    6 | "]
+    assert [line for line in lines if line not in shown] == plain
+
+
+def test_validation_is_shown_beside_two_baselines(names, capsys):
+    command = ["train", "--data", str(names), "--steps", "4", "--val-fraction", "0.3"]
+    assert run_command([*command, "--eval-every", "2", "--samples", "0"]) == 0
+    lines = lines_of(capsys)
+    seen = {}
+    run = mg.train(NAMES, steps=4, val_fraction=0.3, eval_every=2, callback=seen.__setitem__)
+    ids = [[run.encode(doc) for doc in docs] for docs in (run.documents, run.validation)]
+    bigram = mg.bigram_loss(run.model, *ids)
+    assert lines[5:7] == [
+        "validation: 2 docs", f"baselines: uniform {math.log(12):.4f} | bigram {bigram:.4f}"
+    ]
+    for line, step in zip(lines[7:], (2, 4), strict=True):
+        loss, val_loss = seen[step]["loss"], seen[step]["val_loss"]
+        assert line == f"step    {step} /    4 | loss {loss:.4f} | val loss {val_loss:.4f}"
+
+
+@pytest.mark.parametrize("split", ["paragraphs", "stream"])
+def test_texts_that_are_no_names_are_trained_on(split, tmp_path, capsys):
+    path, out = tmp_path / "text.txt", str(tmp_path / "m")
+    path.write_text("to be\nor not to be\n\nthat is the question\n" * 5)
+    command = ["train", "--data", str(path), "--split", split, "--steps", "3", "--out", out]
+    assert run_command([*command, "--val-fraction", "0.2", "--samples", "1"]) == 0
+    lines = lines_of(capsys)
+    assert lines[2] == ("num characters: 164" if split == "stream" else "num docs: 2")
+    assert run_command(["eval", out]) == 0
+    assert float(lines_of(capsys)[2].split()[1]) == pytest.approx(
+        float(next(line for line in lines if "val loss" in line).split()[-1])
+    )
+    assert run_command(["sample", out, "-n", "1", "--prompt", "to be", "--length", "40"]) == 0
+    assert capsys.readouterr().out.startswith("to be")
+
+
+# Commands on a model
+
+
+def test_sample_takes_its_options(model, capsys):
+    saved, rng = mg.load(model), mg.load(model).rng
+    options = ["-n", "4", "--prompt", "a", "--temperature", "0.9", "--top-k", "5", "--top-p", "0.9"]
+    command = ["sample", str(model), *options, "--length", "6"]
+    assert run_command(command) == 0
+    expected = mg.generate(saved, 4, 0.9, rng, 5, 0.9, "a", 6)
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
+    assert run_command([*command, "--seed", "3", "--json"]) == 0
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert texts == mg.generate(saved, 4, 0.9, random.Random(3), 5, 0.9, "a", 6)
+
+
+def test_new_leaves_out_what_stands_in_the_training_data(tmp_path, capsys):
+    path, out = tmp_path / "names.txt", str(tmp_path / "m")
+    path.write_text("ab\nba\n")
+    train = ["train", "--data", str(path), "--steps", "60", "--samples", "0", "--out", out]
+    assert run_command(train) == 0
+    capsys.readouterr()
+    assert run_command(["sample", out, "--new", "-n", "5", "--temperature", "1"]) == 0
+    names = lines_of(capsys)
+    assert len(names) == 5 and not {"ab", "ba"} & set(names)
+    assert run_command(["sample", out, "--new", "-n", "2", "--temperature", "0"]) == 1
+    assert "only 0 of 200 samples are new" in capsys.readouterr().err
+    path.unlink()
+    assert "No such file" in fails(capsys, 2, "sample", out, "--new")
+
+
+def test_eval_tells_the_loss_and_two_baselines(model, names, tmp_path, capsys):
+    data = tmp_path / "data.txt"
+    data.write_text("emma\nemil\n")
+    assert run_command(["eval", str(model), "--data", str(data)]) == 0
+    saved = mg.load(model)
+    ids = [saved.encode(doc) for doc in ("emma", "emil")]
+    bigram = mg.bigram_loss(saved.model, [saved.encode(name) for name in NAMES], ids)
+    assert lines_of(capsys) == [
+        f"data: {data}", "num docs: 2", "in the training data: 1",
+        f"loss: {mg.mean_loss(saved.model, ids):.4f}", f"uniform: {math.log(12):.4f}",
+        f"bigram: {bigram:.4f}",
+    ]  # fmt: skip
+    assert "has no validation part: give --data" in fails(capsys, 2, "eval", model)
+    data.write_text("zoe\n")
+    assert "'z' is not in the alphabet" in fails(capsys, 2, "eval", model, "--data", data)
+    data.write_text("emma\n")
+    names.unlink()
+    assert run_command(["eval", str(model), "--data", str(data)]) == 0
+    assert lines_of(capsys)[-1] == f"bigram: - ({names}: No such file or directory)"
+
+
+def test_score_tells_the_loss_at_each_position(model, capsys):
+    assert run_command(["score", str(model), "emma", "ava", "--top", "2"]) == 0
+    lines = lines_of(capsys)
+    saved = mg.load(model)
+    total = 5 * mg.mean_loss(saved.model, [saved.encode("emma")])
+    assert lines[0] == f"emma: loss {total / 5:.4f} a position, {total:.4f} in total"
+    assert [line.split()[:2] for line in lines[1:6]] == [
+        ["1", "e"], ["2", "m"], ["3", "m"], ["4", "a"], ["5", "(end)"]
+    ]  # fmt: skip
+    assert lines[6].startswith("ava: ") and len(lines) == 11
+    assert run_command(["score", str(model), "emma", "--json"]) == 0
+    [line] = map(json.loads, lines_of(capsys))
+    assert (line["text"], line["total"]) == ("emma", pytest.approx(total))
+    assert sum(position["loss"] for position in line["positions"]) == pytest.approx(total)
+    assert [position["token"] for position in line["positions"]] == ["e", "m", "m", "a", None]
+    first = line["positions"][0]["likely"]
+    assert len(first) == 3 and first[0]["probability"] >= first[1]["probability"] > 0
+
+
+BAD_COMMANDS = {
+    "missing model": (["sample", "missing"], "missing: No such file"),
+    "model that is a text": (["score", "names.txt", "emma"], "names.txt: is not a safetensors"),
+    "model that is a folder": (["eval", "."], ".: is a folder"),
+    "no text": (["score", "names.safetensors"], "required: TEXT"),
+    "text of others": (["score", "names.safetensors", "zoe"], "'z' is not in the alphabet"),
+    "long text": (["score", "names.safetensors", "ava" * 9], "longer than block_size"),
+    "prompt of others": (["sample", "names.safetensors", "--prompt", "zoe"], "not in the alphabet"),
+    "long prompt": (["sample", "names.safetensors", "--prompt", "ava" * 9], "leaves no room in 8"),
+    "top-k of 0": (["sample", "names.safetensors", "--top-k", "0"], "--top-k: 0 is below 1"),
+    "top-p of 2": (["sample", "names.safetensors", "--top-p", "2"], "top_p must be above 0"),
+    "top-p of 0": (["sample", "names.safetensors", "--top-p", "0"], "top_p must be above 0"),
+    "other data": (["sample", "names.safetensors", "--new", "--data", "names.safetensors"],
+                   "not UTF-8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_COMMANDS)
+def test_wrong_use_of_a_model_is_one_line_and_exit_code_2(name, model, capsys, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    arguments, message = BAD_COMMANDS[name]
+    assert message in fails(capsys, 2, *arguments)
+
+
+def test_a_failed_download_is_exit_code_1(capsys, monkeypatch):
+    def fail():
+        raise mg.DownloadError("cannot download the makemore names")
+
+    monkeypatch.setattr("microgpt.data._makemore", fail)
+    assert "cannot download" in fails(capsys, 1, "train", "--data", "makemore")
+
+
+def test_a_model_with_huge_parameters_is_exit_code_1(tmp_path, capsys):
+    run = mg.prepare(NAMES)
+    for row in run.model.state_dict["lm_head"]:
+        row[0].data = 1.7e308
+    mg.save(run, tmp_path / "m")
+    assert "not finite" in fails(capsys, 1, "sample", tmp_path / "m", "--temperature", "1")
+
+
+def test_info_tells_what_a_report_needs(capsys):
+    assert run_command(["info"]) == 0
+    lines = lines_of(capsys)
+    assert lines[0] == f"microgpt {mg.__version__}"
+    assert f"core: {mg.BACKEND} ({mg.BACKEND_REASON})" in lines
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "installed in", "core", "instruction set", "python", "platform", "cache folder"
+    ]  # fmt: skip
+    assert ("none (plain Python)" in lines[3]) == (mg.BACKEND == "python")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "eval", "score", "info"])
+def test_each_command_has_a_help_with_an_example(command, capsys):
+    assert run_command([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"example: microgpt {command}" in out
+    assert "SUPPRESS" not in out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from microgpt import data
-from microgpt.data import DownloadError, describe, load_documents
+from microgpt.data import DownloadError, checksum, describe, load_documents
 
 BUNDLED_SHA256 = "c552ee4f4b29da93458a2f23adddafd582b5a17fa689346283f7ef07ea2db402"
 MAKEMORE_SHA256 = data._MAKEMORE_SHA256  # before a fixture replaces it
@@ -86,6 +86,45 @@ def test_path_types(file, kind):
 def test_lines(file, content, docs):
     file.write_bytes(content)
     assert load_documents(file) == docs
+
+
+TEXT = "\ufeffTo be,\r\nor not \n\n \t\n\n  that is\rthe question\n"
+
+
+@pytest.mark.parametrize(
+    ("split", "docs"),
+    [
+        ("lines", ["To be,", "or not", "that is", "the question"]),
+        ("paragraphs", ["To be,\nor not", "that is\nthe question"]),
+        ("stream", ["To be,\nor not \n\n \t\n\n  that is\nthe question\n"]),
+    ],
+)
+def test_a_text_splits_into_lines_paragraphs_or_not_at_all(file, split, docs):
+    file.write_bytes(TEXT.encode())
+    assert load_documents(file, split) == docs
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_a_blank_text_has_no_documents_in_any_split(file, split):
+    file.write_text(" \n\n\t\n")
+    with pytest.raises(ValueError, match="holds only blank lines"):
+        load_documents(file, split)
+
+
+def test_an_unknown_split_is_an_error():
+    with pytest.raises(ValueError, match="lines, paragraphs or stream, not 'words'"):
+        load_documents(split="words")
+
+
+def test_the_bundled_names_have_a_name_too():
+    assert load_documents("names_us1990") == load_documents()
+    assert describe("names_us1990") == describe()
+
+
+def test_the_checksum_is_that_of_a_file_of_clean_lines(file):
+    file.write_bytes(b"emma\nzo\xc3\xab\n")
+    assert checksum(load_documents(file)) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert checksum(["ava", "emma"]) != checksum(["emma", "ava"])
 
 
 def test_file_called_makemore(tmp_path, monkeypatch):
@@ -415,16 +454,16 @@ def test_cache_folder(environment, platform, variables, folder):
     environment.setattr(data.sys, "platform", platform)
     for name, value in variables.items():
         environment.setenv(name, value)
-    found = data._cache_folder()
+    found = data.cache_folder()
     environment.undo()
     assert found == folder
 
 
 def test_cache_folder_is_absolute(environment):
     environment.setenv("MICROGPT_CACHE", "here")
-    assert data._cache_folder() == os.path.abspath("here")
+    assert data.cache_folder() == os.path.abspath("here")
 
 
 def test_cache_folder_without_a_home(environment):
     environment.setattr(os.path, "expanduser", lambda path: path)  # as it is for an unknown user
-    assert data._cache_folder().startswith(tempfile.gettempdir())
+    assert data.cache_folder().startswith(tempfile.gettempdir())

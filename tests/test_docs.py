@@ -4,17 +4,21 @@ import doctest
 import importlib
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import microgpt
-from microgpt.cli import run_command
+from microgpt.cli import _parser, run_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = ["", ".adam", ".cli", ".core", ".data", ".gradcheck", ".model", ".sampling"]
-MODULES += [".tokenizer", ".training"]
+MODULES = ["", ".adam", ".checkpoint", ".cli", ".core", ".data", ".evaluate", ".gradcheck"]
+MODULES += [".model", ".sampling", ".tokenizer", ".training"]
+TRACKERS = ["mlflow", "wandb", "torch", "torch.utils", "torch.utils.tensorboard"]
 
 
 def blocks(page, language):
@@ -45,6 +49,8 @@ def test_doctests_of_the_cores(core):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for tracker in TRACKERS:
+        monkeypatch.setitem(sys.modules, tracker, mock.MagicMock())
     if microgpt.BACKEND == "python":  # so that the pure core is done in seconds
         train = microgpt.train
         monkeypatch.setattr(
@@ -60,18 +66,59 @@ def test_the_readme_shows_the_five_lines():
                                                                         "python")[0]
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Give a folder with the files that the commands of the pages name."""
+    folder = tmp_path_factory.mktemp("pages")
+    names = microgpt.load_documents()[:200]
+    text = "\n\n".join("\n".join(names[i : i + 4]) for i in range(0, 200, 4))
+    for file, content in (("names", "\n".join(names)), ("pets", "luna\nbella"),
+                          ("poems", text), ("python", text)):
+        (folder / f"{file}.txt").write_text(content, encoding="utf-8")
+    for name, docs, split in (("names", names, "lines"), ("python", [text], "stream")):
+        run = microgpt.prepare(docs, steps=3, split=split)
+        microgpt.train_step(run)
+        run.dataset = f"{name}.txt"
+        microgpt.save(run, folder / f"{name}.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch, capsys):
+def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, capsys):
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    names = "\n".join(microgpt.load_documents()[:200])
-    Path("names.txt").write_text(names, encoding="utf-8")
-    monkeypatch.setattr("microgpt.data._makemore", lambda: names.encode())  # tests use no network
+    names = Path("names.txt").read_bytes()
+    monkeypatch.setattr("microgpt.data._makemore", lambda: names)  # tests use no network
     arguments = shlex.split(command)[1:]
-    if microgpt.BACKEND == "python" and "--help" not in arguments:
+    slow = microgpt.BACKEND == "python" or "--n-layer" in arguments
+    if slow and arguments[0] == "train" and not {"--help", "--resume"} & set(arguments):
         arguments += ["--steps", "2", "--samples", "2"]
     assert run_command(arguments) == 0
     out, err = capsys.readouterr()
     assert out and not err
+
+
+def options():
+    """Return each command with each of its options."""
+    parser = _parser()
+    [commands] = [action for action in parser._actions if isinstance(action.choices, dict)]
+    every = [("", parser), *commands.choices.items()]
+    return [
+        (name, flag) for name, command in every for action in command._actions
+        for flag in action.option_strings if flag not in ("-h", "--help")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "flag"), options())
+def test_an_option_has_a_line_of_documentation(command, flag):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"{command} {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_pages_have_commands():

@@ -1,4 +1,4 @@
-"""The original program as one script: the same bits with our Value as with a plain one."""
+"""The examples: the original program gives the same bits with our Value as with a plain one."""
 
 import json
 import runpy
@@ -10,7 +10,8 @@ import pytest
 
 import microgpt
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "microgpt.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "microgpt.py"
 RECORD = Path(__file__).with_name("record.json")
 
 
@@ -67,3 +68,34 @@ def test_the_losses_and_names_on_the_original_names_are_those_of_the_original_pr
 
 def names_in(out):
     return [line.split(": ")[1] for line in out.splitlines() if line.startswith("sample")]
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about NumPy and about itself
+@pytest.mark.parametrize("sizes", [{}, {"n_layer": 2, "n_embd": 12, "n_head": 3, "block_size": 5}])
+def test_a_model_gives_the_same_logits_and_gradients_in_pytorch(sizes, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    example = runpy.run_path(str(EXAMPLES / "to_torch.py"), run_name="to_torch")
+    run = microgpt.train(["emma", "olivia", "ava"], steps=5, **sizes)
+    microgpt.save(run, tmp_path / "names.safetensors")
+    for text in ("emma", "olivia", "a"):
+        checkpoint = microgpt.load(tmp_path / "names.safetensors")
+        logits, gradients = example["compare"](checkpoint, text)
+        assert logits < 1e-12 and gradients < 1e-12
+
+
+def test_the_megabyte_of_text_is_one(monkeypatch, capsys):
+    runpy.run_path(str(EXAMPLES / "plain_text.py"), run_name="__main__")
+    text = capsys.readouterr().out
+    assert text.isascii() and 200_000 < len(text) <= 1_000_001
+
+
+def test_a_run_of_the_original_can_be_brought_in(tmp_path):
+    """Its state_dict is lists of Values; plain lists of their numbers are what we take."""
+    theirs = microgpt.prepare(["ab", "ba"], seed=1).model.state_dict
+    lists = {name: [[value.data for value in row] for row in m] for name, m in theirs.items()}
+    run = microgpt.prepare(["ab", "ba"], seed=2)
+    run.model.load_state_dict(lists)
+    microgpt.save(run, tmp_path / "original.safetensors")
+    loaded = microgpt.load(tmp_path / "original.safetensors").model.state_dict
+    assert {name: m.tolist() for name, m in loaded.items()} == lists

@@ -57,7 +57,7 @@ def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
 
 def test_an_infinite_temperature_draws_every_token_alike(run):
     model = _Stepper(run.model, math.inf)
-    assert model.after(run.tokenizer.bos) == pytest.approx([1 / 8] * 8)
+    assert model.after([run.tokenizer.bos]) == pytest.approx([1 / 8] * 8)
 
 
 def probabilities(logits, temperature):
@@ -74,7 +74,7 @@ def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(ru
         for i, token in enumerate(tokens):
             logits = run.model.forward(tokens[: i + 1]).tolist()[i]
             expected = probabilities(logits, temperature)
-            assert model.after(token) == pytest.approx(expected, rel=1e-12), attempt
+            assert model.after([token]) == pytest.approx(expected, rel=1e-12), attempt
 
 
 def test_replayed_and_computed_documents_are_the_same(run, monkeypatch):
@@ -136,3 +136,86 @@ def test_sampling_leaves_no_graph_and_no_gradients(run):
     mg.generate(run, n=2)
     assert run.model.state_dict["wte"].grad.tolist() == before
     assert mg.grad_enabled()
+
+
+def draws(probs, n=400, **options):
+    rng = random.Random(2)
+    return Counter(_draw(probs, rng, **options) for _ in range(n))
+
+
+ALL = {0, 1, 2, 3}
+PROBS = [0.1, 0.5, 0.25, 0.15]
+
+
+@pytest.mark.parametrize(("top_k", "tokens"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (9, ALL)])
+def test_top_k_keeps_the_likeliest_tokens(top_k, tokens):
+    assert set(draws(PROBS, top_k=top_k)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("top_p", "tokens"),
+    [(1e-9, {1}), (0.49, {1}), (0.51, {1, 2}), (0.74, {1, 2}), (0.76, {1, 2, 3}), (1.0, ALL)],
+)
+def test_top_p_keeps_the_likeliest_tokens_up_to_a_probability(top_p, tokens):
+    assert set(draws(PROBS, top_p=top_p)) == tokens
+
+
+def test_top_p_counts_what_top_k_has_left():
+    assert set(draws(PROBS, top_k=2, top_p=0.66)) == {1}
+    assert set(draws(PROBS, top_k=2, top_p=0.67)) == {1, 2}
+
+
+def test_of_equal_tokens_the_lower_ids_are_kept():
+    assert set(draws([0.2] * 5, top_k=2)) == {0, 1}
+
+
+def test_what_is_kept_is_drawn_in_the_old_proportions():
+    counts = draws(PROBS, n=9000, top_k=2)
+    assert counts[1] / counts[2] == pytest.approx(2, rel=0.1)
+
+
+def test_limits_that_keep_everything_change_no_draw(run):
+    plain = mg.generate(run, 5, rng=random.Random(1))
+    assert mg.generate(run, 5, rng=random.Random(1), top_k=99, top_p=1.0) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0"),
+        ({"top_p": math.nan}, "top_p must be above 0"),
+        ({"prompt": "zoe"}, "character 'z' is not in the alphabet"),
+        ({"prompt": "mmmmmmmm"}, "a prompt of 8 characters leaves no room in 8"),
+        ({"length": 0}, "a prompt of 0 characters leaves no room in 0"),
+    ],
+)
+def test_options_out_of_range_are_errors(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        mg.generate(run, 1, **options)
+
+
+def test_samples_begin_with_the_prompt(run):
+    names = mg.generate(run, 9, prompt="em", rng=random.Random(1))
+    assert all(name.startswith("em") and len(name) <= 8 for name in names)
+
+
+def test_a_prompt_is_what_the_model_might_have_drawn_itself(run):
+    [name] = mg.generate(run, 1, temperature=0)
+    assert len(name) > 2
+    assert mg.generate(run, 1, temperature=0, prompt=name[:2]) == [name]
+
+
+def test_a_document_may_be_longer_than_block_size(run):
+    rng = random.Random(0)
+    lengths = [len(name) for name in mg.generate(run, 60, 50.0, rng, length=30)]
+    assert 8 < max(lengths) <= 30
+    long = "".join(mg.generate(run, 1, 50.0, rng, prompt="olivia" * 4, length=25))
+    assert long.startswith("olivia" * 4)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_the_smallest_windows_can_be_sampled_beyond(block_size):
+    run = mg.prepare(["abab"], block_size=block_size)
+    assert len(mg.generate(run, 40, 1.0, length=9)) == 40

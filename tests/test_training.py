@@ -179,10 +179,71 @@ def test_the_last_steps_are_small():
     assert changes[-1] < 0.01 * 0.01 * 10
 
 
-def test_the_callback_gets_every_step_and_its_loss():
+def test_the_callback_gets_every_step_and_its_metrics():
     seen = []
-    run = mg.train(DOCS, steps=4, callback=lambda step, loss: seen.append((step, loss)))
-    assert seen == list(enumerate(run.losses, start=1))
+    run = mg.train(DOCS, steps=4, callback=lambda step, metrics: seen.append((step, metrics)))
+    assert [(step, metrics["loss"]) for step, metrics in seen] == list(enumerate(run.losses, 1))
+    assert [metrics["lr"] for _, metrics in seen] == [0.01, 0.0075, 0.005, 0.0025]
+    lengths = [len(doc) + 1 for doc in run.documents[:4]]
+    assert [metrics["tokens"] for _, metrics in seen] == [sum(lengths[:n]) for n in range(1, 5)]
+    seconds = [metrics["seconds"] for _, metrics in seen]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3] == run.seconds
+    assert all(set(metrics) == {"loss", "lr", "tokens", "seconds"} for _, metrics in seen)
+
+
+def test_the_validation_loss_is_told_where_it_was_measured():
+    seen = {}
+    options = {"steps": 5, "val_fraction": 0.4, "eval_every": 2}
+    run = mg.train(DOCS, **options, callback=seen.__setitem__)
+    assert [step for step, metrics in seen.items() if "val_loss" in metrics] == [2, 4, 5]
+    assert seen[5]["val_loss"] == run.val_loss()
+    assert run.losses == mg.train(DOCS, steps=5, val_fraction=0.4).losses
+
+
+def test_validation_documents_are_others_than_those_of_the_training():
+    docs = mg.load_documents()[:200]
+    run = mg.prepare(docs * 3, val_fraction=0.1)
+    assert (len(run.documents), len(run.validation)) == (180, 20)
+    assert sorted(run.documents + run.validation) == sorted(docs)
+
+
+def test_without_a_validation_part_duplicates_stay():
+    assert len(mg.prepare(DOCS * 3).documents) == 15
+
+
+def test_a_stream_is_cut_into_windows_from_the_runs_own_generator():
+    text = "".join(map(chr, range(100, 200)))
+    run = mg.prepare([text], steps=2, split="stream", block_size=8, batch_size=3)
+    rng = copy.deepcopy(run.rng)
+    starts = [rng.randrange(93) for _ in range(3)]
+    bos = run.tokenizer.bos
+    assert run.batch(0) == [[bos, *range(start, start + 8)] for start in starts]
+    assert run.num_cut == 0
+
+
+def test_the_validation_part_of_a_stream_is_its_end():
+    text = "abcdefghijklmnopqrstuvwxyz" * 4
+    run = mg.prepare([text], split="stream", block_size=8, val_fraction=0.2)
+    assert run.documents + ["".join(run.validation)] == [text[:83], text[83:]]
+    assert [len(window) for window in run.validation] == [8, 8, 5]
+    assert math.isfinite(run.val_loss())
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "abcdefgh"])
+def test_a_stream_may_be_shorter_than_a_window(text):
+    assert len(mg.train([text], steps=2, split="stream").losses) == 2
+
+
+def test_a_run_may_start_from_the_parameters_of_another(tmp_path):
+    first = mg.train(DOCS, steps=3, n_embd=8)
+    mg.save(first, tmp_path / "first")
+    run = mg.prepare(["live", "love"], steps=2, init=mg.load(tmp_path / "first"))
+    assert (run.model.config, run.tokenizer) == (first.model.config, first.tokenizer)
+    assert state_of(run)[:9] == state_of(first)[:9]
+    assert not any(any(row) for m in (*run.adam.m, *run.adam.v) for row in m.tolist())
+    assert run.adam.step == 0
+    with pytest.raises(ValueError, match="'z' is not in the alphabet"):
+        mg.prepare(["zoe"], init=mg.load(tmp_path / "first"))
 
 
 def test_documents_that_do_not_fit_are_counted_and_cut():
@@ -213,6 +274,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_parameters():
         ({"n_embd": 10}, "n_embd must be a multiple of n_head"),
         ({"n_layer": 0}, "n_layer must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"val_fraction": 1.0}, "val_fraction must be from 0 to below 1, not 1.0"),
+        ({"val_fraction": math.nan}, "val_fraction must be"),
+        ({"val_fraction": 0.99}, "val_fraction 0.99 of 5 leaves nothing to train on"),
+        ({"split": "words"}, "split must be lines, paragraphs or stream, not 'words'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

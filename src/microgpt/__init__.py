@@ -36,19 +36,23 @@ _MODULES = {
         "softmax",
     ),
     "tokenizer": ("Tokenizer",),
-    "data": ("DownloadError", "describe", "load_documents"),
+    "data": ("DownloadError", "checksum", "describe", "load_documents"),
     "model": ("GPT", "Cache", "Config"),
     "adam": ("Adam", "linear_decay"),
     "sampling": ("generate", "sample"),
-    "training": ("Run", "prepare", "train", "train_step"),
+    "evaluate": ("Score", "bigram_loss", "mean_loss", "score", "uniform_loss"),
+    "checkpoint": ("Checkpoint", "load", "save"),
+    "training": ("Run", "finish", "prepare", "resume", "train", "train_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", "gradcheck", *_HOME]
 
 if TYPE_CHECKING:
     from .adam import *  # noqa: F403
+    from .checkpoint import *  # noqa: F403
     from .core import *  # noqa: F403
     from .data import *  # noqa: F403
+    from .evaluate import *  # noqa: F403
     from .model import *  # noqa: F403
     from .sampling import *  # noqa: F403
     from .tokenizer import *  # noqa: F403

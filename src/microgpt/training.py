@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from random import Random
+from time import perf_counter
 from typing import Any
 
 from .adam import Adam, linear_decay
+from .checkpoint import Checkpoint
 from .core import Ids, Recording, grad_enabled
+from .data import SPLITS, checksum, windows
+from .evaluate import mean_loss
 from .model import GPT, Config, can_be_recorded
 from .tokenizer import Tokenizer
+
+Callback = Callable[[int, Mapping[str, float]], object]
 
 
 @dataclass
@@ -20,7 +26,14 @@ class Run:
     """A training: what it learns from, what it learns, and how far it is.
 
     One generator, `rng`, has shuffled the documents and drawn the parameters and will draw the
-    samples, in this order, so that a run gives the numbers of the script.
+    windows of a stream and the samples, in this order, so that a run gives the numbers of the
+    script.
+
+    validation: documents that are kept from the training.
+    split: as in load_documents. A "stream" is one document, and a step takes windows of it.
+    dataset: the source for load_documents, if it is known; a saved run is resumed from it.
+    sha256: checksum of the documents as they were given.
+    tokens, seconds: how many positions the run has learned from, and how long that took.
     """
 
     documents: list[str]
@@ -32,6 +45,14 @@ class Run:
     lr: float
     batch_size: int = 1
     losses: list[float] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    seed: int = 42
+    split: str = "lines"
+    val_fraction: float = 0.0
+    dataset: str = ""
+    sha256: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._recorded = _RecordedLoss()
@@ -42,13 +63,31 @@ class Run:
     @property
     def num_cut(self) -> int:
         """How many documents are longer than block_size can hold, with the BOS that ends them."""
+        if self.split == "stream":
+            return 0
         return sum(len(doc) + 1 > self.model.config.block_size for doc in self.documents)
 
     def batch(self, step: int) -> list[list[int]]:
-        """Return the token ids of the documents of a step, counted from 0."""
+        """Return the token ids of the documents of a step, counted from 0.
+
+        Of a stream the windows are drawn, so that each call gives others.
+        """
         first, docs = step * self.batch_size, self.documents
         numbers = range(first, first + self.batch_size)
-        return [self.tokenizer.encode(docs[i % len(docs)]) for i in numbers]
+        if self.split == "stream":
+            [text], length = docs, self.model.config.block_size
+            places = [self.rng.randrange(max(1, len(text) - length + 1)) for _ in numbers]
+            return [self.encode(text[place : place + length]) for place in places]
+        return [self.encode(docs[i % len(docs)]) for i in numbers]
+
+    def encode(self, doc: str) -> list[int]:
+        """Return the token ids of a document, or of a window of a stream, which no BOS ends."""
+        ids = self.tokenizer.encode(doc)
+        return ids[:-1] if self.split == "stream" else ids
+
+    def val_loss(self) -> float:
+        """Return the mean loss over all positions of the validation documents."""
+        return mean_loss(self.model, [self.encode(doc) for doc in self.validation])
 
 
 class _RecordedLoss:
@@ -92,6 +131,9 @@ def prepare(
     n_head: int = 4,
     block_size: int = 16,
     batch_size: int = 1,
+    val_fraction: float = 0.0,
+    split: str = "lines",
+    init: Checkpoint | None = None,
 ) -> Run:
     """Return a run that has not taken a step: documents shuffled, parameters drawn.
 
@@ -99,10 +141,16 @@ def prepare(
     steps: how many steps the learning rate is to decay over.
     lr: the learning rate of the first step; it falls to 0 in a straight line.
     batch_size: documents a step.
+    val_fraction: the part of the documents that is kept for validation, without duplicates;
+        of a stream, the end of the text.
+    split: how docs were split, as in load_documents; of a "stream", each step takes batch_size
+        windows of block_size characters.
+    init: a model to start from; it brings its alphabet and its sizes.
     The sizes are those of Config.
 
     Raises ValueError if there are no documents, one is empty, steps or lr is negative or not
-    finite, or a size does not fit.
+    finite, a size does not fit, nothing is left to train on, or a character is not in the alphabet
+    of init.
     """
     documents = list(docs)
     if not documents:
@@ -116,12 +164,76 @@ def prepare(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     rng = Random(seed)
-    rng.shuffle(documents)
-    tokenizer = Tokenizer.from_documents(documents)
-    config = Config(tokenizer.vocab_size, n_layer, n_embd, n_head, block_size)
+    if init is None:
+        tokenizer = Tokenizer.from_documents(documents)
+        config = Config(tokenizer.vocab_size, n_layer, n_embd, n_head, block_size)
+    else:
+        tokenizer, config = init.tokenizer, init.model.config
+        tokenizer.encode("".join(sorted({char for doc in documents for char in doc})))
+    training, validation = _parts(documents, rng, val_fraction, split, config.block_size)
     model = GPT(config, rng)
-    adam = Adam(model.state_dict.values())
-    return Run(documents, tokenizer, model, adam, rng, steps, lr, batch_size)
+    if init is not None:
+        model.load_state_dict(init.model.state_dict)
+    return Run(
+        documents=training,
+        tokenizer=tokenizer,
+        model=model,
+        adam=Adam(model.state_dict.values()),
+        rng=rng,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        validation=validation,
+        seed=seed,
+        split=split,
+        val_fraction=val_fraction,
+        sha256=checksum(documents),
+    )
+
+
+def _parts(
+    docs: Sequence[str], rng: Random, val_fraction: float, split: str, block_size: int
+) -> tuple[list[str], list[str]]:
+    """Return the documents to train on, shuffled by rng, and those to validate on."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be from 0 to below 1, not {val_fraction}")
+    if split == "stream":
+        text = "\n".join(docs)
+        kept = _kept(len(text), val_fraction)
+        return [text[: len(text) - kept]], windows(text[len(text) - kept :], block_size)
+    # a document on both sides would be known by heart, not predicted
+    documents = list(dict.fromkeys(docs) if val_fraction else docs)
+    rng.shuffle(documents)
+    kept = _kept(len(documents), val_fraction)
+    return documents[: len(documents) - kept], documents[len(documents) - kept :]
+
+
+def _kept(n: int, val_fraction: float) -> int:
+    """Return how many of n are kept for validation: at least one, if any are to be."""
+    kept = max(1, round(n * val_fraction)) if val_fraction else 0
+    if kept >= n:
+        raise ValueError(f"val_fraction {val_fraction} of {n} leaves nothing to train on")
+    return kept
+
+
+def resume(docs: Iterable[str], checkpoint: Checkpoint) -> Run:
+    """Return the run of a checkpoint with its documents, where it was when it was saved.
+
+    Its further steps give the bits that the uninterrupted run gives.
+    docs: the documents as they were given to the run, in the same order. ValueError if they are
+    others.
+    """
+    documents = list(docs)
+    if checksum(documents) != checkpoint.sha256:
+        raise ValueError("the data is not what the run was trained on (another checksum)")
+    state = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    rng, block_size = Random(checkpoint.seed), checkpoint.model.config.block_size
+    training, validation = _parts(
+        documents, rng, checkpoint.val_fraction, checkpoint.split, block_size
+    )
+    return Run(training, validation=validation, **state)
 
 
 def train_step(run: Run) -> float:
@@ -130,13 +242,14 @@ def train_step(run: Run) -> float:
     Raises ValueError if the run has taken all its steps, FloatingPointError if the loss is not
     finite; the parameters are then as before.
     """
-    step = run.adam.step
+    step, start = run.adam.step, perf_counter()
     if step >= run.steps:
         raise ValueError(f"the run has taken all its {run.steps} steps")
     collecting = gc.isenabled()
     gc.disable()  # a graph has no cycles, and searching it for some is two thirds of a pure step
     try:
-        loss, backward = _loss(run, run.batch(step))
+        batch = run.batch(step)
+        loss, backward = _loss(run, batch)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {step + 1}; a smaller lr than {run.lr} may help"
@@ -147,6 +260,8 @@ def train_step(run: Run) -> float:
         if collecting:
             gc.enable()
     run.losses.append(loss)
+    run.tokens += sum(min(run.model.config.block_size, len(doc) - 1) for doc in batch)
+    run.seconds += perf_counter() - start
     return loss
 
 
@@ -168,16 +283,39 @@ def train(
     n_head: int = 4,
     block_size: int = 16,
     batch_size: int = 1,
-    callback: Callable[[int, float], object] | None = None,
+    val_fraction: float = 0.0,
+    split: str = "lines",
+    init: Checkpoint | None = None,
+    eval_every: int = 0,
+    callback: Callback | None = None,
 ) -> Run:
     """Train a GPT on docs and return the run.
 
-    callback: called after each step with its number, counted from 1, and its loss.
-    The other arguments and the errors are those of prepare and train_step.
+    eval_every, callback: as in finish. The other arguments and the errors are those of prepare
+    and train_step.
     """
-    run = prepare(docs, steps, seed, lr, n_layer, n_embd, n_head, block_size, batch_size)
-    for step in range(1, steps + 1):
-        loss = train_step(run)
-        if callback is not None:
-            callback(step, loss)
+    run = prepare(
+        docs, steps, seed, lr, n_layer, n_embd, n_head, block_size, batch_size, val_fraction,
+        split, init,
+    )  # fmt: skip
+    return finish(run, eval_every, callback)
+
+
+def finish(run: Run, eval_every: int = 0, callback: Callback | None = None) -> Run:
+    """Take the steps that a run has left and return it.
+
+    callback: called after each step with its number, counted from 1, and a dict: its `loss` and
+        `lr`, `tokens` and `seconds` as in Run, and `val_loss` where it was measured.
+    eval_every: measure the validation loss after every so many steps; in any case after the last.
+    """
+    while run.adam.step < run.steps:
+        lr = linear_decay(run.lr, run.adam.step, run.steps)
+        metrics = {"loss": train_step(run), "lr": lr}
+        if callback is None:
+            continue
+        step = run.adam.step
+        metrics |= {"tokens": run.tokens, "seconds": run.seconds}
+        if run.validation and (step == run.steps or eval_every and step % eval_every == 0):
+            metrics["val_loss"] = run.val_loss()
+        callback(step, metrics)
     return run

@@ -1,0 +1,112 @@
+"""How good a model is: its loss on documents, two baselines for scale, the score of one text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .core import cross_entropy, no_grad, softmax
+from .model import GPT
+
+_ROWS = 512  # positions that go through the model together; bounds the memory
+
+
+def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
+    """Return the mean loss over all positions of docs, lists of token ids as in GPT.loss.
+
+    Raises ValueError if there is no document, FloatingPointError if the loss is not finite.
+    """
+    losses: list[float] = []
+    with no_grad():
+        for tokens, targets, starts in _packed(model, docs):
+            logits = model.forward(tokens, starts=starts)
+            losses += [loss for [loss] in cross_entropy(logits, targets).tolist()]
+    if not losses:
+        raise ValueError("at least one document is needed")
+    loss = math.fsum(losses) / len(losses)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}")
+    return loss
+
+
+def _packed(
+    model: GPT, docs: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Yield tokens, targets and first rows of as many documents as fit into _ROWS rows."""
+    tokens: list[int] = []
+    targets: list[int] = []
+    starts: list[int] = []
+    for doc in docs:
+        inputs, following = model.pairs(doc)
+        if tokens and len(tokens) + len(inputs) > _ROWS:
+            yield tokens, targets, starts
+            tokens, targets, starts = [], [], []
+        starts.append(len(tokens))
+        tokens += inputs
+        targets += following
+    if tokens:
+        yield tokens, targets, starts
+
+
+def uniform_loss(model: GPT) -> float:
+    """Return the loss of guessing: every token of the vocabulary as likely as any other."""
+    return math.log(model.config.vocab_size)
+
+
+def bigram_loss(
+    model: GPT, training: Sequence[Sequence[int]], docs: Sequence[Sequence[int]]
+) -> float:
+    """Return the mean loss of a bigram table on the positions that mean_loss(model, docs) takes.
+
+    The table counts each pair of neighbours in the training documents, and one of each pair more,
+    so that none is impossible. It is what a model without context learns.
+    """
+    vocab_size = model.config.vocab_size
+    counts: dict[tuple[int, int], int] = {}
+    totals = [vocab_size] * vocab_size
+    for doc in training:
+        for pair in pairwise(doc):
+            counts[pair] = counts.get(pair, 1) + 1
+            totals[pair[0]] += 1
+    losses = [
+        math.log(totals[a] / counts.get((a, b), 1))
+        for doc in docs
+        for a, b in zip(*model.pairs(doc), strict=True)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model thinks of one position: the target, its loss, and the likeliest tokens.
+
+    likely: pairs of token id and probability, the likeliest first.
+    """
+
+    target: int
+    loss: float
+    likely: list[tuple[int, float]]
+
+
+def score(model: GPT, doc: Sequence[int], top: int = 3) -> list[Score]:
+    """Return the Score of each position of doc, token ids as in GPT.loss.
+
+    top: how many of the likeliest tokens to tell.
+    Raises ValueError if doc has fewer than two tokens or does not fit into block_size,
+    FloatingPointError if the model's logits are not finite.
+    """
+    if len(doc) < 2:
+        raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
+    with no_grad():
+        logits = model.forward(doc[:-1])
+        losses = [loss for [loss] in cross_entropy(logits, doc[1:]).tolist()]
+        rows = softmax(logits).tolist()
+    if not math.isfinite(sum(losses)):
+        raise FloatingPointError("the model's logits are not finite")
+    scores = []
+    for target, loss, row in zip(doc[1:], losses, rows, strict=True):
+        likely = sorted(enumerate(row), key=lambda pair: -pair[1])[:top]
+        scores.append(Score(target, loss, likely))
+    return scores
