@@ -68,17 +68,18 @@ class Run:
         return sum(len(doc) + 1 > self.model.config.block_size for doc in self.documents)
 
     def batch(self, step: int) -> list[list[int]]:
-        """Return the token ids of the documents of a step, counted from 0.
+        """Return the token ids of the documents of a step, counted from 0, as far as they are used.
 
         Of a stream the windows are drawn, so that each call gives others.
         """
-        first, docs = step * self.batch_size, self.documents
+        first, docs, length = step * self.batch_size, self.documents, self.model.config.block_size
         numbers = range(first, first + self.batch_size)
         if self.split == "stream":
-            [text], length = docs, self.model.config.block_size
+            [text] = docs
             places = [self.rng.randrange(max(1, len(text) - length + 1)) for _ in numbers]
             return [self.encode(text[place : place + length]) for place in places]
-        return [self.encode(docs[i % len(docs)]) for i in numbers]
+        encode, n = self.tokenizer.encode, len(docs)
+        return [encode(docs[i % n])[: length + 1] for i in numbers]
 
     def encode(self, doc: str) -> list[int]:
         """Return the token ids of a document, or of a window of a stream, which no BOS ends."""
@@ -260,7 +261,7 @@ def train_step(run: Run) -> float:
         if collecting:
             gc.enable()
     run.losses.append(loss)
-    run.tokens += sum(min(run.model.config.block_size, len(doc) - 1) for doc in batch)
+    run.tokens += sum(map(len, batch)) - len(batch)
     run.seconds += perf_counter() - start
     return loss
 
