@@ -452,9 +452,11 @@ def _with_documents(saved: Checkpoint, path: str, source: str | None) -> Run:
     source = saved.dataset if source is None else source
     documents = load_documents(source, saved.split)
     try:
-        return resume(documents, saved)
+        run = resume(documents, saved)
     except ValueError as error:
         raise ValueError(f"{describe(source)}: {error}") from None
+    run.dataset = source
+    return run
 
 
 def _open_log(path: str | None, step: int | None) -> TextIO | None:
@@ -477,7 +479,7 @@ def _open_log(path: str | None, step: int | None) -> TextIO | None:
 
 def _print_start(run: Run, options: Mapping[str, Any]) -> None:
     print(f"core: {BACKEND} ({BACKEND_REASON})")
-    print(f"data: {describe(options.get('data', run.dataset))}")
+    print(f"data: {describe(run.dataset)}")
     for name in ("init", "resume"):
         if name in options:
             print(f"{name}: {options[name]} (step {run.adam.step} / {run.steps})")
@@ -554,6 +556,8 @@ def _take_steps(
     with bar, _interrupts_wait(out is not None) as interrupts:
         finish(run, options.get("eval_every", 0), after_step)
         keep()
+        if interrupts:  # it came after the last step
+            raise KeyboardInterrupt
     if run.validation and run.adam.step == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
     return val_loss
@@ -637,6 +641,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     if run is not None and source is not None and saved.split != "stream":
         known = set(run.documents)
         print(f"in the training data: {sum(doc in known for doc in docs)}")
+    block_size = saved.model.config.block_size
+    if cut := sum(len(doc) - 1 > block_size for doc in ids):
+        print(f"cut: {cut} documents do not fit into block size {block_size}")
     print(f"loss: {mean_loss(saved.model, ids):.4f}")
     print(f"uniform: {uniform_loss(saved.model):.4f}")
     print(f"bigram: {_baselines(run, ids)[1]:.4f}" if run is not None else f"bigram: - ({why})")
