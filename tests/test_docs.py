@@ -52,7 +52,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     for tracker in TRACKERS:
         monkeypatch.setitem(sys.modules, tracker, mock.MagicMock())
     if microgpt.BACKEND == "python":  # so that the pure core is done in seconds
-        train = microgpt.train
+        train, docs = microgpt.train, microgpt.load_documents()[:100]
+        monkeypatch.setattr(microgpt, "load_documents", lambda: docs)
         monkeypatch.setattr(
             microgpt, "train", lambda docs, **options: train(docs, **{**options, "steps": 5})
         )
@@ -91,6 +92,9 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
     monkeypatch.setattr("microgpt.data._makemore", lambda: names)  # tests use no network
     arguments = shlex.split(command)[1:]
     slow = microgpt.BACKEND == "python" or "--n-layer" in arguments
+    if microgpt.BACKEND == "python":
+        load = microgpt.load_documents
+        monkeypatch.setattr("microgpt.cli.load_documents", lambda *source: load(*source)[:200])
     if slow and arguments[0] == "train" and not {"--help", "--resume"} & set(arguments):
         arguments += ["--steps", "2", "--samples", "2"]
     assert run_command(arguments) == 0

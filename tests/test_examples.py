@@ -99,3 +99,15 @@ def test_a_run_of_the_original_can_be_brought_in(tmp_path):
     microgpt.save(run, tmp_path / "original.safetensors")
     loaded = microgpt.load(tmp_path / "original.safetensors").model.state_dict
     assert {name: m.tolist() for name, m in loaded.items()} == lists
+
+
+@pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
+@pytest.mark.parametrize("val_loss", [{}, {"val_loss": 2.0}])
+def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    log, picture = tmp_path / "losses.jsonl", tmp_path / "loss.png"
+    lines = [{"step": step, "loss": 3 / step, "seconds": 1.5, **val_loss} for step in (1, 2, 3)]
+    log.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(sys, "argv", ["plot_log.py", str(log), str(picture)])
+    runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
