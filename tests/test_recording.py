@@ -166,3 +166,9 @@ def test_softmax_on_a_tape_keeps_its_temperature(compiled):
     first = result.tolist()
     tape.forward()
     assert result.tolist() == first == compiled.softmax(compiled.Matrix.of([[0.0, 2.0]])).tolist()
+
+
+@pytest.mark.parametrize("name", ["_Ids", "_Recording", "_Tape"])
+def test_what_the_core_trusts_cannot_be_subclassed(compiled, name):
+    with pytest.raises(TypeError):
+        type("Liar", (getattr(compiled, name),), {})

@@ -1148,6 +1148,7 @@ cdef class Matrix:
         return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), 0, NULL, self, other))
 
 
+@cython.final
 cdef class _Buffer:
     """Export the numbers or the gradients of a Matrix, and keep its node alive meanwhile."""
 
@@ -1612,6 +1613,7 @@ cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
     return ids
 
 
+@cython.final
 cdef class _Ids:
     """Hold a fixed number of ids that nodes refer to, so that a recorded graph can run on others.
 
@@ -1642,6 +1644,7 @@ cdef class _Ids:
             self.buffer.items[i] = PyLong_AsSsize_t(checked[i])
 
 
+@cython.final
 cdef class _Recording:
     """Keep the graph below a loss, to run it forward and backward again after its ids changed.
 
@@ -1698,6 +1701,7 @@ cdef class _Recording:
         return 0
 
 
+@cython.final
 cdef class _Tape:
     """Record what block ops and `load` compute in a `with` block, to compute it again.
 

@@ -151,11 +151,20 @@ def prepare(
     init: a model to start from; it brings its alphabet and its sizes.
     The sizes are those of Config.
 
-    Raises ValueError if there are no documents, one is empty, steps or lr is negative or not
+    Raises TypeError if docs is a string, or a document is none, or steps or batch_size is not an
+    int; ValueError if there are no documents, one is empty, steps or lr is negative or not
     finite, a size does not fit, nothing is left to train on, or a character is not in the alphabet
     of init.
     """
+    if isinstance(docs, str):
+        raise TypeError("docs must be a list of strings; load_documents reads a file")
     documents = list(docs)
+    for doc in documents:
+        if not isinstance(doc, str):
+            raise TypeError(f"a document must be a string, not {type(doc).__name__}")
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        if not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, not {type(number).__name__}")
     if not documents:
         raise ValueError("at least one document is needed")
     if not all(documents):
@@ -243,10 +252,12 @@ def train_step(run: Run) -> float:
     """Learn from the next documents and return their loss, taken before the parameters changed.
 
     A step is taken whole or not at all, also when Ctrl-C interrupts it.
-    Raises ValueError if the run has taken all its steps, FloatingPointError if the loss is not
-    finite; the parameters are then as before.
+    Raises ValueError if the run has taken all its steps, RuntimeError under no_grad,
+    FloatingPointError if the loss is not finite; the parameters are then as before.
     """
     step, start = run.adam.step, perf_counter()
+    if not grad_enabled():
+        raise RuntimeError("a training step needs gradients: it cannot be taken under no_grad()")
     if step >= run.steps:
         raise ValueError(f"the run has taken all its {run.steps} steps")
     collecting = gc.isenabled()
@@ -308,7 +319,7 @@ def _clear_gradients(run: Run) -> None:
 
 def _loss(run: Run, batch: list[list[int]]) -> tuple[float, Callable[[], None]]:
     """Return the loss of a batch and the function that runs backward from it."""
-    if len(batch) == 1 and grad_enabled() and can_be_recorded(run.model):
+    if len(batch) == 1 and can_be_recorded(run.model):
         return run._recorded.of(run.model, batch[0])
     loss = run.model.loss(batch)
     return loss.data, loss.backward
