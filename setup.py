@@ -1,13 +1,20 @@
 """Build the compiled core. Everything else about the package stands in pyproject.toml.
 
 MICROGPT_REQUIRE_EXTENSION=1: a failed build is an error; else the pure-Python core serves.
-MICROGPT_NO_EXTENSION=1: build a pure wheel.
+MICROGPT_NO_EXTENSION=1: build a pure wheel. Both are 0 by default.
 """
 
 import os
 import sys
 
 from setuptools import Extension, setup
+
+
+def asked(variable):
+    value = os.environ.get(variable) or "0"
+    if value not in ("0", "1"):
+        raise SystemExit(f"{variable} must be 0 or 1, not {value!r}")
+    return value == "1"
 
 
 def core():
@@ -27,8 +34,11 @@ def core():
     )
     modules = cythonize([extension], language_level=3)
     for module in modules:  # cythonize does not pass `optional` on
-        module.optional = os.environ.get("MICROGPT_REQUIRE_EXTENSION") != "1"
+        module.optional = not required
     return modules
 
 
-setup(ext_modules=[] if os.environ.get("MICROGPT_NO_EXTENSION") == "1" else core())
+required, pure = asked("MICROGPT_REQUIRE_EXTENSION"), asked("MICROGPT_NO_EXTENSION")
+if required and pure:
+    raise SystemExit("MICROGPT_REQUIRE_EXTENSION and MICROGPT_NO_EXTENSION exclude each other")
+setup(ext_modules=[] if pure else core())

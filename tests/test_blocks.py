@@ -1233,3 +1233,25 @@ def test_adam_takes_only_matrices(core):
             core.adam_update([m], [m], [bad], 0, 0.1)
     with pytest.raises(TypeError, match="not iterable"):
         core.adam_update(None, [m], [m], 0, 0.1)
+
+
+@pytest.mark.parametrize("sizes", [(10**20, 1), (2**32, 2**32), (1, 2**62)])
+def test_sizes_beyond_all_memory_are_a_memory_error(core, sizes):
+    with pytest.raises(MemoryError, match="no memory for a Matrix of"):
+        core.Matrix(*sizes)
+
+
+def test_an_index_that_is_no_int_is_refused(core):
+    class Half:
+        def __index__(self):
+            return 1.5
+
+    m = core.Matrix(2, 4)
+    for call in (
+        lambda: core.attention(m, m, m, Half()),
+        lambda: core.embedding(m, [Half()]),
+        lambda: core.attention(m, m, m, 1, [Half()]),
+        lambda: core.adam_update([m], [m], [m], Half(), 0.1),
+    ):
+        with pytest.raises(TypeError):
+            call()

@@ -216,3 +216,9 @@ def test_the_loss_trains_the_parameters_it_depends_on(model):
     assert any(used[4]) and any(used[0])
     assert not any(used[1]) and not any(used[2])
     assert isinstance(model.loss([[4, 0, 4]]), mg.Value)
+
+
+@pytest.mark.parametrize("starts", [[1], []])
+def test_starts_that_do_not_begin_at_0_are_refused(model, starts):
+    with pytest.raises(ValueError, match="starts must rise from 0"):
+        model.forward([0, 1, 2], starts=starts)

@@ -98,6 +98,16 @@ def test_ids_have_the_limit_of_the_smallest_block_that_uses_them(compiled):
         ids.load([5, 0])
 
 
+def test_a_recording_keeps_its_graph_when_the_handle_of_its_loss_gets_another(compiled, net):
+    loss = net([0, 1], [1, 2])
+    expected = loss.data
+    recording = compiled._Recording(loss)
+    loss.__init__(5.0)
+    junk = [compiled.Matrix(3, 2) for _ in range(100)]
+    assert recording.forward() == expected and len(junk) == 100
+    assert loss.data == 5.0
+
+
 def test_a_recording_keeps_its_graph_alive(compiled, net):
     recording = compiled._Recording(net([0, 1], [1, 2]))
     expected = net([0, 1], [1, 2]).data
@@ -156,3 +166,9 @@ def test_softmax_on_a_tape_keeps_its_temperature(compiled):
     first = result.tolist()
     tape.forward()
     assert result.tolist() == first == compiled.softmax(compiled.Matrix.of([[0.0, 2.0]])).tolist()
+
+
+@pytest.mark.parametrize("name", ["_Ids", "_Recording", "_Tape"])
+def test_what_the_core_trusts_cannot_be_subclassed(compiled, name):
+    with pytest.raises(TypeError):
+        type("Liar", (getattr(compiled, name),), {})

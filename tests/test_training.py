@@ -312,3 +312,23 @@ def test_the_cyclic_collector_is_as_before_after_a_step_and_after_a_failed_one(e
         assert gc.isenabled() == enabled
     finally:
         gc.enable() if before else gc.disable()
+
+
+def test_a_path_in_place_of_documents_is_refused():
+    with pytest.raises(TypeError, match="load_documents reads a file"):
+        mg.train("names.txt")
+    with pytest.raises(TypeError, match="a document must be a string, not bytes"):
+        mg.train([b"emma"])
+
+
+@pytest.mark.parametrize("options", [{"steps": 2.5}, {"steps": "9"}, {"batch_size": 1.5}])
+def test_counts_that_are_not_whole_are_refused(options):
+    with pytest.raises(TypeError, match="must be an int"):
+        mg.prepare(DOCS, **options)
+
+
+def test_a_step_under_no_grad_is_refused():
+    run = mg.prepare(DOCS, steps=1)
+    with mg.no_grad(), pytest.raises(RuntimeError, match="no_grad"):
+        mg.train_step(run)
+    assert mg.train_step(run) > 0

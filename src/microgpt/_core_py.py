@@ -12,11 +12,12 @@ block op one node; how that is laid out stands at the top of that file.
 from __future__ import annotations
 
 import math
+import operator
+import sys
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ContextDecorator
-from operator import lt
 from typing import Any
 
 RMSNORM_EPS = 1e-5
@@ -569,7 +570,7 @@ def _number(x, what):
 def _index(x):
     if not hasattr(x, "__index__"):
         raise TypeError(f"expected an int, not {type(x).__name__}")
-    return x.__index__()
+    return operator.index(x)
 
 
 def _links(children, local_grads, value_class):
@@ -591,6 +592,8 @@ def _sizes(rows, cols):
     rows, cols = _index(rows), _index(cols)
     if rows < 1 or cols < 1:
         raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
+    if rows * cols > sys.maxsize // 8:
+        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
     return rows, cols
 
 
@@ -686,7 +689,7 @@ def _first_rows(rows, keys, starts):
 def _check_starts(rows, keys, starts):
     if rows != keys:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
-    if starts[:1] != [0] or not all(map(lt, starts, starts[1:] + [rows])):
+    if starts[:1] != [0] or not all(map(operator.lt, starts, starts[1:] + [rows])):
         raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
 
 

@@ -233,6 +233,8 @@ class GPT:
         if cache is not None:
             return list(range(cache.length, cache.length + rows))
         starts = list(starts) if starts is not None else [0]
+        if starts[:1] != [0]:
+            raise ValueError(f"starts must rise from 0, not {starts}")
         lengths = [end - start for start, end in zip(starts, [*starts[1:], rows], strict=True)]
         if max(lengths) > self.config.block_size:
             raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal itself costs ten times as much
 import gc
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from random import Random
+from threading import get_ident, main_thread
 from time import perf_counter
 from typing import Any
 
@@ -149,11 +151,20 @@ def prepare(
     init: a model to start from; it brings its alphabet and its sizes.
     The sizes are those of Config.
 
-    Raises ValueError if there are no documents, one is empty, steps or lr is negative or not
+    Raises TypeError if docs is a string, or a document is none, or steps or batch_size is not an
+    int; ValueError if there are no documents, one is empty, steps or lr is negative or not
     finite, a size does not fit, nothing is left to train on, or a character is not in the alphabet
     of init.
     """
+    if isinstance(docs, str):
+        raise TypeError("docs must be a list of strings; load_documents reads a file")
     documents = list(docs)
+    for doc in documents:
+        if not isinstance(doc, str):
+            raise TypeError(f"a document must be a string, not {type(doc).__name__}")
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        if not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, not {type(number).__name__}")
     if not documents:
         raise ValueError("at least one document is needed")
     if not all(documents):
@@ -240,35 +251,75 @@ def resume(docs: Iterable[str], checkpoint: Checkpoint) -> Run:
 def train_step(run: Run) -> float:
     """Learn from the next documents and return their loss, taken before the parameters changed.
 
-    Raises ValueError if the run has taken all its steps, FloatingPointError if the loss is not
-    finite; the parameters are then as before.
+    A step is taken whole or not at all, also when Ctrl-C interrupts it.
+    Raises ValueError if the run has taken all its steps, RuntimeError under no_grad,
+    FloatingPointError if the loss is not finite; the parameters are then as before.
     """
     step, start = run.adam.step, perf_counter()
+    if not grad_enabled():
+        raise RuntimeError("a training step needs gradients: it cannot be taken under no_grad()")
     if step >= run.steps:
         raise ValueError(f"the run has taken all its {run.steps} steps")
     collecting = gc.isenabled()
-    gc.disable()  # a graph has no cycles, and searching it for some is two thirds of a pure step
     try:
+        gc.disable()  # a graph has no cycles; searching it for some takes a third of a pure step
         batch = run.batch(step)
         loss, backward = _loss(run, batch)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {step + 1}; a smaller lr than {run.lr} may help"
             )
-        backward()
-        run.adam.update(linear_decay(run.lr, step, run.steps))
+        try:
+            backward()
+            with _Uninterrupted():
+                run.adam.update(linear_decay(run.lr, step, run.steps))
+                run.losses.append(loss)
+                run.tokens += sum(map(len, batch)) - len(batch)
+                run.seconds += perf_counter() - start
+        except BaseException:
+            if run.adam.step == step:  # else the step was taken, and the interrupt came after it
+                _clear_gradients(run)
+            raise
     finally:
         if collecting:
             gc.enable()
-    run.losses.append(loss)
-    run.tokens += sum(map(len, batch)) - len(batch)
-    run.seconds += perf_counter() - start
     return loss
+
+
+class _Uninterrupted:
+    """Let Ctrl-C wait until the body of a `with` has run."""
+
+    def __enter__(self) -> None:
+        self._handler: Any = None
+        self._waiting: Any = None
+        if get_ident() == main_thread().ident:  # the only one that Python interrupts
+            handler = _signal.getsignal(_signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                _signal.signal(_signal.SIGINT, self._wait)
+
+    def _wait(self, *signal: Any) -> None:
+        self._waiting = signal
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._handler is not None:
+            _signal.signal(_signal.SIGINT, self._handler)
+            if self._waiting is not None:
+                self._handler(*self._waiting)
+
+
+def _clear_gradients(run: Run) -> None:
+    """Set what a backward that was interrupted has left to 0, for the step that comes next."""
+    with _Uninterrupted():
+        for matrix in run.adam.params:
+            for row in matrix:
+                for value in row:
+                    value.grad = 0.0
 
 
 def _loss(run: Run, batch: list[list[int]]) -> tuple[float, Callable[[], None]]:
     """Return the loss of a batch and the function that runs backward from it."""
-    if len(batch) == 1 and grad_enabled() and can_be_recorded(run.model):
+    if len(batch) == 1 and can_be_recorded(run.model):
         return run._recorded.of(run.model, batch[0])
     loss = run.model.loss(batch)
     return loss.data, loss.backward
