@@ -98,6 +98,16 @@ def test_ids_have_the_limit_of_the_smallest_block_that_uses_them(compiled):
         ids.load([5, 0])
 
 
+def test_a_recording_keeps_its_graph_when_the_handle_of_its_loss_gets_another(compiled, net):
+    loss = net([0, 1], [1, 2])
+    expected = loss.data
+    recording = compiled._Recording(loss)
+    loss.__init__(5.0)
+    junk = [compiled.Matrix(3, 2) for _ in range(100)]
+    assert recording.forward() == expected and len(junk) == 100
+    assert loss.data == 5.0
+
+
 def test_a_recording_keeps_its_graph_alive(compiled, net):
     recording = compiled._Recording(net([0, 1], [1, 2]))
     expected = net([0, 1], [1, 2]).data

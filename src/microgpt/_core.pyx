@@ -28,6 +28,7 @@ Everything that creates, counts or frees nodes runs under the GIL. The forward a
 block are functions of the node alone (inputs, output, saved, ids).
 """
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
@@ -133,6 +134,25 @@ cdef extern from *:
     void* tape  # the _Tape that is recording, not counted; NULL: none
 
 
+cdef extern from *:
+    """
+    #if defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define __SANITIZE_ADDRESS__ 1
+    #endif
+    #endif
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #else
+    #define ASAN_POISON_MEMORY_REGION(start, size) ((void)0)
+    #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)0)
+    #endif
+    """
+    # So that AddressSanitizer sees a use of what waits in our own lists; else they do nothing.
+    void poison "ASAN_POISON_MEMORY_REGION"(void*, size_t) noexcept nogil
+    void unpoison "ASAN_UNPOISON_MEMORY_REGION"(void*, size_t) noexcept nogil
+
+
 cdef enum Kind:
     LEAF
     ADD  # ADD to CUSTOM2: two children, left and right
@@ -221,9 +241,30 @@ cdef inline double* place_of(Node* element) noexcept nogil:
 # Memory: raw pieces, arenas and chunks of nodes, buffers of doubles
 
 
+cdef Py_ssize_t failing = 0  # n: the n-th request for memory from here on fails; 0: none
+
+
+def _fail_allocation(Py_ssize_t n):
+    """Let the n-th request for memory from now and all after it fail; 0: none. For tests.
+
+    Meanwhile no buffer or Block comes from the lists of spare ones. Returns whether one failed.
+    """
+    global failing
+    failed, failing = failing == 1, n + 1 if n > 0 else 0
+    return failed
+
+
+cdef bint fails() noexcept:
+    """Whether this request for memory is to fail."""
+    global failing
+    if failing > 1:
+        failing -= 1
+    return failing == 1
+
+
 cdef void* allocate(size_t size) except NULL:
-    """The one place that asks the system for memory."""
-    cdef void* memory = PyMem_RawMalloc(size)
+    """Ask the system for memory; here and in `grow`, nowhere else."""
+    cdef void* memory = NULL if fails() else PyMem_RawMalloc(size)
     if memory is NULL:
         raise MemoryError(f"no memory for {size} bytes of graph")
     return memory
@@ -354,6 +395,7 @@ cdef inline Node* new_node(Kind kind, double data) except NULL:
     else:
         node = current_chunk.freed
         current_chunk.freed = <Node*>node.handle
+    unpoison(node, sizeof(Node))
     current_chunk.live += 1
     node.handle = NULL
     node.refs = 0
@@ -370,6 +412,7 @@ cdef inline void free_node(Node* node) noexcept:
     global next_node, n_empty_chunks
     cdef Chunk* chunk = chunk_of(node)
     node.handle = <PyObject*>chunk.freed
+    poison(&node.refs, sizeof(Node) - sizeof(node.handle))
     chunk.freed = node
     chunk.live -= 1
     if chunk.state == CURRENT:
@@ -414,8 +457,9 @@ cdef double* new_buffer(Py_ssize_t n) except NULL:
     cdef uintptr_t start
     if i < N_CLASSES:
         n = <Py_ssize_t>8 << i
-        if spare_buffers[i] is not NULL:
+        if spare_buffers[i] is not NULL and not failing:
             raw = spare_buffers[i]
+            unpoison(raw, n * sizeof(double))
             spare_buffers[i] = <void**>raw[0]
             n_spare_doubles -= n
             return <double*>raw
@@ -435,6 +479,7 @@ cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
     cdef void** start = <void**>buffer
     if i < N_CLASSES and n_spare_doubles < SPARE_DOUBLES:
         start[0] = spare_buffers[i]
+        poison(start + 1, (<size_t>8 << i) * sizeof(double) - sizeof(void*))
         spare_buffers[i] = start
         n_spare_doubles += <Py_ssize_t>8 << i
     else:
@@ -451,9 +496,10 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved
     cdef Block* block = spare_blocks
     if cols > PY_SSIZE_T_MAX // rows:
         raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
-    if block is NULL:
+    if block is NULL or failing:
         block = <Block*>allocate(sizeof(Block))
     else:
+        unpoison(block, sizeof(Block))
         spare_blocks = block.next
     memset(block, 0, sizeof(Block))
     block.rows, block.cols, block.op = rows, cols, op
@@ -481,6 +527,7 @@ cdef void free_block(Block* block) noexcept:
     PyMem_RawFree(block.elements)
     release_ids(block.ids)
     block.next = spare_blocks
+    poison(block, sizeof(Block) - sizeof(block.next))  # `next` is its last field
     spare_blocks = block
 
 
@@ -661,15 +708,31 @@ cdef Value times(Value a, Value b):
     return two_children(MUL, x * y, a.node, b.node, y, x)
 
 
+cdef inline Value with_number(Kind kind, double data, Node* left, double number,
+                              double left_grad, double right_grad):
+    """Return the node of an op with a constant, which fails when there is room for one only."""
+    cdef Value value = value_of(new_node(LEAF, data))
+    cdef Node* node = value.node
+    cdef Node* constant
+    if not no_grad_depth:
+        constant = new_node(LEAF, number)
+        constant.refs = 1
+        left.refs += 1
+        node.kind = kind
+        node.left = left
+        node.right = constant
+        node.local_grad[0] = left_grad
+        node.local_grad[1] = right_grad
+    return value
+
+
 cdef Value plus_number(Value a, double number):
-    cdef Node* constant = NULL if no_grad_depth else new_node(LEAF, number)
-    return two_children(ADD, data_of(a.node) + number, a.node, constant, 1.0, 1.0)
+    return with_number(ADD, data_of(a.node) + number, a.node, number, 1.0, 1.0)
 
 
 cdef Value times_number(Value a, double number):
     cdef double x = data_of(a.node)
-    cdef Node* constant = NULL if no_grad_depth else new_node(LEAF, number)
-    return two_children(MUL, x * number, a.node, constant, number, x)
+    return with_number(MUL, x * number, a.node, number, number, x)
 
 
 cdef inline object plus_any(Value a, object b):
@@ -732,22 +795,22 @@ cdef class Value:
 
     def __init__(self, data, children=(), local_grads=()):
         cdef double number = as_double(data, "data")
-        cdef Node* node
+        cdef Value fresh = self
         if children is not () or local_grads is not ():
             children, local_grads = _links(children, local_grads, Value)
             for child in children:
                 child = <Value?>child  # _links asks isinstance, which believes a __class__
-        node = self.node  # read only now: what came before can run Python code
-        if node.kind != LEAF or node.refs > 1:  # __init__ called again: leave the old node alone
-            node = new_node(LEAF, 0.0)
-            attach(<PyObject*>self, node)
-            self.node.handle = NULL
-            release(self.node)
-            self.node = node
-        node.data = number
-        node.grad = 0.0
+        # The node is read only now: what came before can run Python code.
+        if self.node.kind != LEAF or self.node.refs > 1:  # called again: leave the old node alone
+            fresh = Value.__new__(Value)
         if children and not no_grad_depth:
-            adopt_children(node, children, local_grads)
+            adopt_children(fresh.node, children, local_grads)  # before all else, for it can fail
+        fresh.node.data = number
+        fresh.node.grad = 0.0
+        if fresh is not self:
+            self.node, fresh.node = fresh.node, self.node
+            self.node.handle = <PyObject*>self
+            fresh.node.handle = NULL
 
     def __dealloc__(self):
         if self.node is not NULL:
@@ -1401,6 +1464,15 @@ cdef void end_run(Run* run) noexcept:
 
 
 cdef int backward_from(Node* root) except -1:
+    """Run backward; keep the root meanwhile, whatever happens to its handle."""
+    root.refs += 1
+    try:
+        return backward_below(root)
+    finally:
+        release(root)
+
+
+cdef int backward_below(Node* root) except -1:
     cdef Run run
     if root.kind == LEAF:
         root.grad = 1.0
@@ -1425,7 +1497,7 @@ cdef int backward_from(Node* root) except -1:
 cdef int grow(void** memory, Py_ssize_t* room, size_t size) except -1:
     """Double an array of the sort."""
     cdef Py_ssize_t more = 2 * room[0] if room[0] else 64
-    cdef void* moved = PyMem_RawRealloc(memory[0], more * size)
+    cdef void* moved = NULL if fails() else PyMem_RawRealloc(memory[0], more * size)
     if moved is NULL:
         raise MemoryError(f"no memory to sort a graph of more than {room[0]} nodes")
     memory[0] = moved
@@ -1455,6 +1527,8 @@ cdef inline int visit(Node* node, Run* run) except -1:
     run.stack[run.depth].node = node
     run.stack[run.depth].next = 0
     run.depth += 1
+    if (run.n + run.depth) & 0xFFFF == 0:
+        PyErr_CheckSignals()  # an interrupt ends the sort, when no gradient has been passed on
     return 0
 
 
@@ -1575,14 +1649,15 @@ cdef class _Recording:
     graph is made of block ops and `mean` alone.
     """
 
-    cdef Value loss
+    cdef Node* root  # not its handle, which can be given another node
     cdef Run run
 
     def __cinit__(self, Value loss not None):
         cdef Py_ssize_t i
         cdef Node* node
-        self.loss = loss
-        start_run(loss.node, &self.run)
+        self.root = loss.node
+        self.root.refs += 1
+        start_run(self.root, &self.run)
         end_run(&self.run)
         for i in range(self.run.n):
             node = self.run.topo[i]
@@ -1593,11 +1668,13 @@ cdef class _Recording:
 
     def __dealloc__(self):
         PyMem_RawFree(self.run.topo)
+        if self.root is not NULL:
+            release(self.root)
 
     def forward(self):
         """Compute the loss again and return it."""
         self.replay(False)
-        return self.loss.node.data
+        return self.root.data
 
     def backward(self):
         """Do what `backward` of the loss does."""

@@ -1,0 +1,288 @@
+"""Memory that runs out: every request of the compiled core for memory is made to fail in turn.
+
+What is promised: MemoryError, nothing leaked, and what was there before is as it was.
+"""
+
+import pytest
+
+NODES = 20_000  # more than an arena holds, so that programs of scalars ask for memory too
+
+
+def scalars(c):
+    x = c.Value(0.5)
+
+    def program():
+        y = x
+        for _ in range(NODES // 4):
+            y = (y * 0.5 + x) / 1.5
+        y.backward()
+        return y.data
+
+    return program, [x]
+
+
+def custom_ops(c):
+    x, y = c.Value(0.5), c.Value(-2)
+
+    def program():
+        z = y
+        for n in range(1, 6):
+            z = c.Value(1.0 + z.data, [z, x] * n, [0.25] * (2 * n))
+        (z * c.Value(2.0, [x, y, z], [1, 2, 3])).backward()
+        return z.data
+
+    return program, [x, y]
+
+
+def block_ops(c):
+    table = c.Matrix.of([[0.1 * (i - j) for j in range(4)] for i in range(5)])
+    w = c.Matrix.of([[0.3 * (i + j) - 0.5 for j in range(4)] for i in range(4)])
+
+    def program():
+        x = c.rmsnorm(c.embedding(table, [0, 4, 2]))
+        y = x + c.attention(c.linear(x, w), x, x[:], 2, [0, 1])
+        weights = c.attention_weights(c.softmax(y), x, 2)
+        loss = c.mean(c.cross_entropy(c.relu(y), [1, 0, 3])) + c.mean(weights)
+        loss.backward()
+        return loss.data
+
+    return program, [table, w]
+
+
+def views_elements_packs(c):
+    m, x = c.Matrix.of([[0.1 * (i + j) for j in range(6)] for i in range(7)]), c.Value(0.5)
+
+    def program():
+        total = c.mean(m[1:5][1:] + m[2:][:3])
+        for row in m[::1]:
+            for value in row:
+                total = total + value * value
+        inner = m + m
+        pack = c.Matrix.pack([[inner[0][0], x, 3.0], [x * 2, m[2][1], inner[1][1]]])
+        total = total + c.mean(c.softmax(pack)) + inner[2:][1][3]
+        total.backward()
+        return total.data
+
+    return program, [m, x]
+
+
+def without_grad(c):
+    m, x = c.Matrix.of([[0.1 * (i + j) for j in range(4)] for i in range(4)]), c.Value(0.5)
+
+    def program():
+        with c.no_grad():
+            y = c.attention(c.linear(m, m), m, m, 2)
+            z = c.mean(c.softmax(y)) + c.Matrix.pack([[x + 1, x, 2]])[0][1]
+            return (z * 2).data
+
+    return program, [m, x]
+
+
+def elements_without_an_op(c):
+    m = c.Matrix.of([[0.1, 0.2], [0.3, 0.4]])
+
+    def program():
+        m[1][1].backward()
+        m[0][0].grad = m[0][0].grad
+        return m[1:].grad[0, 1] * 0
+
+    return program, [m]
+
+
+def made_and_copied(c):
+    m = c.Matrix.of([[0.1, 0.2], [0.3, 0.4]])
+
+    def program():
+        return c.Matrix.of(m.tolist()).grad[0, 0] + c.Matrix(300, 700).data[299, 699]
+
+    return program, [m]
+
+
+def recorded(c):
+    table = c.Matrix.of([[0.1, -0.2], [0.3, 0.5], [-0.7, 0.2]])
+
+    def program():
+        ids = c._Ids([0, 1, 2])
+        x = c.embedding(table, ids)
+        loss = c.mean(c.cross_entropy(c.linear(c.attention(x, x, x, 1), table), [0, 1, 1]))
+        recording = c._Recording(loss)
+        ids.load([2, 2, 0])
+        recording.forward()
+        recording.backward()
+        return loss.data
+
+    return program, [table]
+
+
+def adam(c):
+    p, m, v = (c.Matrix.of([[x, -x, 2.0]]) for x in (0.5, 0.0, 0.0))
+
+    def program():
+        c.adam_update([p], [m], [v], 0, 0.0)  # with this rate it changes nothing
+        return p[0][0].data
+
+    return program, [p]
+
+
+PROGRAMS = [
+    scalars, custom_ops, block_ops, views_elements_packs, without_grad, elements_without_an_op,
+    made_and_copied, recorded, adam,
+]  # fmt: skip
+
+
+def gradients(leaf):
+    return leaf.grad if isinstance(leaf.grad, float) else leaf.grad.tolist()
+
+
+def clear(leaves):
+    for leaf in leaves:
+        for value in [leaf] if isinstance(leaf.grad, float) else [v for row in leaf for v in row]:
+            value.grad = 0.0
+
+
+@pytest.fixture
+def failing(compiled):
+    yield compiled._fail_allocation
+    compiled._fail_allocation(0)
+
+
+@pytest.mark.parametrize("make", PROGRAMS)
+def test_every_request_for_memory_may_fail(compiled, failing, make):
+    program, leaves = make(compiled)
+    expected = program()
+    after_one = [gradients(leaf) for leaf in leaves]
+    fresh, fresh_leaves = make(compiled)  # whose blocks have no gradients or elements yet
+    n = 0
+    while True:
+        n += 1
+        taken = exhaust(compiled, failing) if make in (scalars, custom_ops) else []
+        failing(n)
+        try:
+            result = fresh()
+        except MemoryError as error:
+            failed, message = failing(0), str(error)
+            assert failed and message.startswith("no memory")
+        else:
+            failed = failing(0)
+            if not failed:
+                break
+        del taken
+        clear(fresh_leaves)
+        assert program() == expected  # and then all works
+        if n % 7 == 0:
+            fresh, fresh_leaves = make(compiled)
+    assert result == expected
+    assert [gradients(leaf) for leaf in fresh_leaves] == after_one
+    assert n > 1
+
+
+def exhaust(c, failing):
+    """Return Values that take up all nodes that can be had without asking for memory."""
+    values = []
+    failing(1)
+    try:
+        while True:
+            values.append(c.Value(1.0))
+    except MemoryError:
+        pass
+    finally:
+        failing(0)
+    return values
+
+
+def with_pack(c, a, b, m):
+    return c.Matrix.pack([[a, b, 2.0]])
+
+
+# name -> what makes some nodes from two Values and a Matrix
+MAKERS = {
+    "a + b": lambda c, a, b, m: a + b,
+    "a + 2": lambda c, a, b, m: a + 2,
+    "a - b": lambda c, a, b, m: a - b,
+    "2 - a": lambda c, a, b, m: 2 - a,
+    "a * 2": lambda c, a, b, m: a * 2,
+    "-a": lambda c, a, b, m: -a,
+    "a / b": lambda c, a, b, m: a / b,
+    "a / 2": lambda c, a, b, m: a / 2,
+    "2 / a": lambda c, a, b, m: 2 / a,
+    "a ** 2": lambda c, a, b, m: a**2,
+    "exp": lambda c, a, b, m: a.exp().log().relu(),
+    "a new Value": lambda c, a, b, m: c.Value(1, (a, b, a), (1, 2, 3)),
+    "a Value made again": lambda c, a, b, m: (a + b).__init__(3, (a, b), (1, 2)),
+    "element": lambda c, a, b, m: m[0][0] * m[1][0],
+    "view": lambda c, a, b, m: m[1:],
+    "mean": lambda c, a, b, m: c.mean(m),
+    "op": lambda c, a, b, m: c.relu(c.linear(m, m)),
+    "pack": with_pack,
+    "new Matrix": lambda c, a, b, m: c.Matrix(2, 3),
+    "children of mean": lambda c, a, b, m: c.mean(m)._children,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_node_is_lost_when_there_is_no_room_for_another(compiled, failing, name):
+    make = MAKERS[name]
+    a, b, m = compiled.Value(2), compiled.Value(3), compiled.Matrix.of([[1.0, 2.0], [3.0, 4.0]])
+    m[0]  # the block knows its elements from here on, however few nodes are left
+    spare = [compiled.Matrix(2, 2) for _ in range(4)]
+    del spare
+    for room in range(20):
+        values = exhaust(compiled, failing)
+        del values[len(values) - room :]
+        failing(1)
+        try:
+            make(compiled, a, b, m)
+            succeeded = True
+        except MemoryError:
+            succeeded = False
+        left = 0
+        refill = []
+        try:
+            while True:
+                refill.append(compiled.Value(1.0))
+                left += 1
+        except MemoryError:
+            pass
+        failing(0)
+        assert left == room
+        del refill, values
+        if succeeded:
+            break
+    make(compiled, a, b, m)
+    (a * b).backward()
+    assert (a.grad, b.grad) == (3.0, 2.0)
+
+
+def test_a_backward_that_found_no_memory_can_be_run_again(compiled, failing):
+    x = compiled.Value(1.0)
+    y = x
+    for _ in range(1000):
+        y = y * 1.0 + x * 0.0
+    n = 0
+    while True:
+        n += 1
+        failing(n)
+        try:
+            y.backward()
+            break
+        except MemoryError as error:
+            assert "to sort a graph" in str(error)
+            assert x.grad == 0.0
+        finally:
+            failing(0)
+    assert n > 4 and x.grad == 1.0
+
+
+def test_a_value_whose_children_find_no_room_is_as_before(compiled, failing):
+    x, y = compiled.Value(1.0), compiled.Value(2.0)
+    y.grad = 5.0
+    failing(1)
+    with pytest.raises(MemoryError):
+        y.__init__(7.0, (x, x, x), (1, 2, 3))
+    failing(0)
+    assert (y.data, y.grad, y._children) == (2.0, 5.0, ())
+
+
+def test_a_negative_count_is_no_failure(compiled, failing):
+    assert failing(-1) is False
+    assert compiled.Matrix(500, 500).shape == (500, 500)
