@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal itself costs ten times as much
 import gc
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from random import Random
+from threading import get_ident, main_thread
 from time import perf_counter
 from typing import Any
 
@@ -240,6 +242,7 @@ def resume(docs: Iterable[str], checkpoint: Checkpoint) -> Run:
 def train_step(run: Run) -> float:
     """Learn from the next documents and return their loss, taken before the parameters changed.
 
+    A step is taken whole or not at all, also when Ctrl-C interrupts it.
     Raises ValueError if the run has taken all its steps, FloatingPointError if the loss is not
     finite; the parameters are then as before.
     """
@@ -247,23 +250,60 @@ def train_step(run: Run) -> float:
     if step >= run.steps:
         raise ValueError(f"the run has taken all its {run.steps} steps")
     collecting = gc.isenabled()
-    gc.disable()  # a graph has no cycles, and searching it for some is two thirds of a pure step
     try:
+        gc.disable()  # a graph has no cycles; searching it for some is two thirds of a pure step
         batch = run.batch(step)
         loss, backward = _loss(run, batch)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {step + 1}; a smaller lr than {run.lr} may help"
             )
-        backward()
-        run.adam.update(linear_decay(run.lr, step, run.steps))
+        try:
+            backward()
+            with _Uninterrupted():
+                run.adam.update(linear_decay(run.lr, step, run.steps))
+                run.losses.append(loss)
+                run.tokens += sum(map(len, batch)) - len(batch)
+                run.seconds += perf_counter() - start
+        except BaseException:
+            if run.adam.step == step:  # else the step was taken, and the interrupt came after it
+                _clear_gradients(run)
+            raise
     finally:
         if collecting:
             gc.enable()
-    run.losses.append(loss)
-    run.tokens += sum(map(len, batch)) - len(batch)
-    run.seconds += perf_counter() - start
     return loss
+
+
+class _Uninterrupted:
+    """Let Ctrl-C wait until the body of a `with` has run."""
+
+    def __enter__(self) -> None:
+        self._handler: Any = None
+        self._waiting: Any = None
+        if get_ident() == main_thread().ident:  # the only one that Python interrupts
+            handler = _signal.getsignal(_signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                _signal.signal(_signal.SIGINT, self._wait)
+
+    def _wait(self, *signal: Any) -> None:
+        self._waiting = signal
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._handler is not None:
+            _signal.signal(_signal.SIGINT, self._handler)
+            if self._waiting is not None:
+                self._handler(*self._waiting)
+
+
+def _clear_gradients(run: Run) -> None:
+    """Set what a backward that was interrupted has left to 0, for the step that comes next."""
+    with _Uninterrupted():
+        for matrix in run.adam.params:
+            for row in matrix:
+                for value in row:
+                    value.grad = 0.0
 
 
 def _loss(run: Run, batch: list[list[int]]) -> tuple[float, Callable[[], None]]:
