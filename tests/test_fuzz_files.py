@@ -19,9 +19,9 @@ SEED = int(os.environ.get("MICROGPT_SEED", "1"))
 
 PIECES = [
     b"\n", b"\r\n", b"\r", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80",
-    b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b" ", b"\t", b"\x0c", b"{", b"}",
-    b'"', b"[" * 50, b"-1", b"1e999", b"NaN", b"null", b"9" * 400, "\U0001f600".encode(),
-    "\u202e".encode(), "é".encode(), b"a" * 3000,
+    b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b" ", b"\t",
+    b"\x0c", b"{", b"}", b'"', b"[" * 50, b"-1", b"1e999", b"NaN", b"null", b"9" * 400,
+    "\U0001f600".encode(), "\u202e".encode(), "é".encode(), b"a" * 3000,
 ]  # fmt: skip
 
 
