@@ -1,10 +1,14 @@
 """Run the command line: `python -m microgpt`, and the command `microgpt`."""
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command line with the arguments of the process; return the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from the start, or a window without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     try:
         from . import core  # noqa: F401
     except (ImportError, ValueError) as error:  # MICROGPT_BACKEND asks for what there is not
