@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+import microgpt as mg
 from microgpt.gradcheck import gradcheck
 
 VALUE_OPS = {
@@ -111,6 +112,39 @@ def test_a_block_op_has_the_right_gradient(core, name):
         return core.mean(core.Matrix.pack([[value * value for (value,) in sums]]))
 
     assert gradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("docs", [["emma"], ["ada", "bob", "c"]])
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 6, 3)])
+def test_the_loss_of_a_gpt_falls_along_random_directions_as_its_gradient_says(docs, sizes):
+    """Of the core in use: the model takes its ops from there."""
+    n_layer, n_embd, n_head = sizes
+    run = mg.prepare(["emma", "ada", "bob", "c"], 1, 7, 0.1, n_layer, n_embd, n_head, 5)
+    tokens = [run.tokenizer.encode(doc) for doc in docs]
+    params = list(run.model.state_dict.values())
+    rng = random.Random(str(docs))
+    for p in params:  # larger than a GPT begins with, so that no part is nearly linear
+        p.load([[rng.gauss(0, 0.5) for _ in range(p.shape[1])] for _ in range(p.shape[0])])
+    run.model.loss(tokens).backward()
+    start = [p.tolist() for p in params]
+    gradients = [p.grad.tolist() for p in params]
+    for _ in range(6):
+        direction = [[[rng.gauss(0, 1) for _ in row] for row in rows] for rows in start]
+        expected = sum(
+            g * d
+            for rows, way in zip(gradients, direction, strict=True)
+            for row, deltas in zip(rows, way, strict=True)
+            for g, d in zip(row, deltas, strict=True)
+        )
+        losses = []
+        for eps in (1e-5, -1e-5):
+            for p, rows, way in zip(params, start, direction, strict=True):
+                p.load([
+                    [x + eps * d for x, d in zip(row, deltas, strict=True)]
+                    for row, deltas in zip(rows, way, strict=True)
+                ])  # fmt: skip
+            losses.append(run.model.loss(tokens).data)
+        assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def wrong(core):

@@ -241,3 +241,21 @@ def test_a_copy_of_an_interrupted_run_goes_on_alike(monkeypatch):
     monkeypatch.undo()
     other = copy.deepcopy(run)
     assert mg.train_step(run) == mg.train_step(other)
+
+
+def test_an_interrupted_step_on_a_stream_draws_the_same_windows_again(monkeypatch):
+    text = ["abcabcaabbcc" * 9]
+    expected = mg.train(text, steps=4, split="stream", block_size=4).losses
+    run = mg.prepare(text, steps=4, split="stream", block_size=4)
+    mg.train_step(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("microgpt.training._loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mg.train_step(run)
+    for _ in range(3):
+        mg.train_step(run)
+    assert run.losses == expected
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

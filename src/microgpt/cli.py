@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from random import Random
+from reprlib import repr as shorten
 from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
@@ -40,16 +41,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _whole(minimum: int | None) -> type:
-    """Return an argparse type for whole numbers from minimum upwards."""
+def _whole(minimum: int | None, maximum: int = 10**12) -> type:
+    """Return an argparse type for whole numbers from minimum to maximum."""
 
     def whole(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{shorten(text)} is not a whole number") from None
         if minimum is not None and number < minimum:
-            raise argparse.ArgumentTypeError(f"{number} is below {minimum}")
+            raise argparse.ArgumentTypeError(f"{shorten(number)} is below {minimum}")
+        if minimum is not None and number > maximum:
+            raise argparse.ArgumentTypeError(f"{shorten(number)} is above {maximum}")
         return number
 
     return whole  # type: ignore[return-value]
@@ -113,7 +116,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         epilog="example: microgpt train --data names.txt --n-embd 32 --log losses.jsonl",
         allow_abbrev=False,
     )
-    whole, size = _whole(0), _whole(1)
+    whole, size = _whole(0), _whole(1, 10**6)  # a slip of the finger must not fill the memory
     data = train.add_argument_group("data")
     _option(
         data,
@@ -491,7 +494,7 @@ def _print_start(run: Run, options: Mapping[str, Any]) -> None:
     print(f"num params: {run.model.num_params}")
     if run.num_cut:
         block_size = run.model.config.block_size
-        print(f"cut: {run.num_cut} documents do not fit into block size {block_size}")
+        print(f"longer than block size {block_size}, and cut: {run.num_cut}")
     if run.validation:
         kind = "windows" if run.split == "stream" else "docs"
         print(f"validation: {len(run.validation)} {kind}")
@@ -643,7 +646,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         print(f"in the training data: {sum(doc in known for doc in docs)}")
     block_size = saved.model.config.block_size
     if cut := sum(len(doc) - 1 > block_size for doc in ids):
-        print(f"cut: {cut} documents do not fit into block size {block_size}")
+        print(f"longer than block size {block_size}, and cut: {cut}")
     print(f"loss: {mean_loss(saved.model, ids):.4f}")
     print(f"uniform: {uniform_loss(saved.model):.4f}")
     print(f"bigram: {_baselines(run, ids)[1]:.4f}" if run is not None else f"bigram: - ({why})")

@@ -261,6 +261,7 @@ def train_step(run: Run) -> float:
     if step >= run.steps:
         raise ValueError(f"the run has taken all its {run.steps} steps")
     collecting = gc.isenabled()
+    drawing = run.rng.getstate() if run.split == "stream" else None  # batch draws its windows
     try:
         gc.disable()  # a graph has no cycles; searching it for some takes a third of a pure step
         batch = run.batch(step)
@@ -280,6 +281,10 @@ def train_step(run: Run) -> float:
             if run.adam.step == step:  # else the step was taken, and the interrupt came after it
                 _clear_gradients(run)
             raise
+    except BaseException:
+        if drawing is not None and run.adam.step == step:
+            run.rng.setstate(drawing)
+        raise
     finally:
         if collecting:
             gc.enable()
