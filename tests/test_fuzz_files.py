@@ -5,14 +5,19 @@ the reader documents. The answer is a result or one of these errors in one line;
 nothing takes much more memory than the file.
 """
 
+import json
+import math
 import os
 import random
+import tempfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 import microgpt as mg
+from microgpt.cli import _open_log
 
 INPUTS = int(os.environ.get("MICROGPT_INPUTS", "400"))
 SEED = int(os.environ.get("MICROGPT_SEED", "1"))
@@ -34,9 +39,46 @@ def check_names(documents):
     assert all(documents) and not any("\n" in doc or "\r" in doc for doc in documents)
 
 
+def checkpoint():
+    run = mg.train(["ab", "ba", "abba"], steps=3, n_embd=4, n_head=2, block_size=4)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "good"
+        mg.save(run, path)
+        return path.read_bytes()
+
+
+def check_checkpoint(saved):
+    assert saved.adam.step == len(saved.losses) <= saved.steps
+    assert all(map(math.isfinite, saved.losses))
+    try:
+        documents = mg.generate(saved, n=2)
+    except FloatingPointError:  # parameters of 1e300 are finite, what they compute is not
+        return
+    assert set("".join(documents)) <= set(saved.tokenizer.chars)
+
+
+def log():
+    lines = [{"step": n, "loss": 1 / n, "lr": 0.01, "tokens": 7 * n} for n in range(1, 30)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def cut_log(path):
+    """Cut a log back to step 20, as resuming a run does, and return what is left."""
+    _open_log(str(path), 20).close()
+    return path.read_bytes()
+
+
+def check_log(left):
+    *lines, rest = left.split(b"\n")
+    assert rest == b""
+    assert all(line.startswith(b'{"step": ') for line in lines)
+
+
 # kind -> a good file, its reader, the check of what it gives, the errors that it documents
 KINDS = {
     "data": (names, mg.load_documents, check_names, (ValueError, OSError)),
+    "checkpoint": (checkpoint, mg.load, check_checkpoint, (ValueError, OSError)),
+    "log": (log, cut_log, check_log, (ValueError, OSError)),
 }
 
 

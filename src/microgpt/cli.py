@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -26,7 +27,16 @@ from tqdm import tqdm
 from . import __version__
 from .checkpoint import Checkpoint, load, save
 from .core import BACKEND, BACKEND_REASON
-from .data import BUNDLED, SPLITS, DownloadError, cache_folder, describe, load_documents, windows
+from .data import (
+    BUNDLED,
+    SPLITS,
+    DownloadError,
+    cache_folder,
+    describe,
+    load_documents,
+    printable,
+    windows,
+)
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .sampling import generate
 from .training import Run, finish, prepare, resume
@@ -471,9 +481,10 @@ def _open_log(path: str | None, step: int | None) -> TextIO | None:
     start, kept = b'{"step": ', 0
     with open(path, "r+b") as file:
         for line in file:
-            if line[: len(start)] != start[: len(line)]:
-                raise ValueError(f"{path}: is not the log of a run")
-            if not line.endswith(b"\n") or int(line[len(start) :].split(b",")[0]) > step:
+            whole = re.match(start + rb"([0-9]{1,18}),.*\n", line)
+            if whole is None and (line.endswith(b"\n") or line[: len(start)] != start[: len(line)]):
+                raise ValueError(f"{printable(path)}: is not the log of a run")
+            if whole is None or int(whole[1]) > step:
                 break  # what a killed run has left unfinished, or what is to be done again
             kept += len(line)
         file.truncate(kept)
