@@ -669,3 +669,8 @@ def test_each_command_has_a_help_with_an_example(command, capsys):
     out = capsys.readouterr().out
     assert f"example: microgpt {command}" in out
     assert "SUPPRESS" not in out
+
+
+def test_a_log_that_is_a_folder_is_named_without_an_error_number(names, tmp_path, capsys):
+    assert run_command(["train", "--data", str(names), "--log", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"microgpt: {tmp_path}: Is a directory\n"

@@ -35,6 +35,7 @@ from .data import (
     describe,
     load_documents,
     printable,
+    reason,
     windows,
 )
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
@@ -355,9 +356,15 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except _WrongInput as error:
         return _fail(WRONG_INPUT, str(error))
     except (FloatingPointError, OSError) as error:
-        return _fail(FAILED, str(error))
+        return _fail(FAILED, _message(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
+
+
+def _message(error: Exception) -> str:
+    """Return what went wrong, and with which file, as one line."""
+    path = getattr(error, "filename", None)
+    return reason(error) if path is None else f"{printable(os.fsdecode(path))}: {reason(error)}"
 
 
 class _WrongInput(Exception):
@@ -372,7 +379,7 @@ def _user_input() -> Iterator[None]:
     except DownloadError:
         raise
     except (OSError, ValueError) as error:
-        raise _WrongInput(str(error)) from None
+        raise _WrongInput(_message(error)) from None
 
 
 def _fail(code: int, message: str) -> int:
