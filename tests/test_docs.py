@@ -97,6 +97,9 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
         monkeypatch.setattr("microgpt.cli.load_documents", lambda *source: load(*source)[:200])
     if slow and arguments[0] == "train" and not {"--help", "--resume"} & set(arguments):
         arguments += ["--steps", "2", "--samples", "2"]
+        if microgpt.BACKEND == "python" and "--n-layer" in arguments:
+            arguments += ["--n-layer", "1", "--n-embd", "8", "--block-size", "8"]
+            arguments += ["--batch-size", "2"]
     assert run_command(arguments) == 0
     out, err = capsys.readouterr()
     assert out and not err
