@@ -9,6 +9,9 @@ import sys
 
 from setuptools import Extension, setup
 
+# What the sources include.
+PARTS = ("_memory.pxi", "_graph.pxi", "_replay.pxi", "_kernels.h", "_vec.h")
+
 
 def asked(variable):
     value = os.environ.get(variable) or "0"
@@ -29,7 +32,7 @@ def core():
     extension = Extension(
         "microgpt._core",
         ["src/microgpt/_core.pyx", "src/microgpt/_kernels.c", "src/microgpt/_kernels_avx2.c"],
-        depends=["src/microgpt/_kernels.h", "src/microgpt/_vec.h"],
+        depends=[f"src/microgpt/{name}" for name in PARTS],
         extra_compile_args=["/O2", "/fp:precise"] if sys.platform == "win32" else unix,
     )
     modules = cythonize([extension], language_level=3)

@@ -12,7 +12,7 @@ A node is one cache line. It is a number with up to two children, or it stands f
                                                 MUL   data grad  left=a right=b  dL/da dL/db
                                L  ----------->  ADD   data grad  left=* right=a  1.0   1.0
 
-- Nodes are taken in order from 64 KiB chunks, aligned to their size so that a node finds its
+- Nodes are numbers_in_use in order from 64 KiB chunks, aligned to their size so that a node finds its
   chunk; a step therefore writes memory in order. 16 chunks are one arena, the piece that is
   asked from and returned to the system.
 - A `Value` is a handle: a Python object that holds nothing but a node. A node counts its handle
@@ -42,30 +42,8 @@ cimport cython
 import os
 from contextlib import ContextDecorator
 
-from ._core_py import (
-    RMSNORM_EPS,
-    _adam_rates,
-    _adam_shapes,
-    _add_shapes,
-    _attention_shapes,
-    _check_starts,
-    _exp,
-    _ids,
-    _index,
-    _is_number,
-    _linear_shapes,
-    _links,
-    _load_shapes,
-    _log,
-    _number,
-    _one_target_a_row,
-    _power,
-    _rectangle,
-    _row_index,
-    _row_slice,
-    _sizes,
-    _temperature,
-)
+from . import _checks as checks
+from ._core_py import RMSNORM_EPS, __all__
 
 
 cdef extern from "Python.h":
@@ -77,7 +55,7 @@ cdef extern from "_kernels.h" nogil:
     ctypedef Py_ssize_t Index
     const char* kernels_choose(const char*)
     const char* kernels_level(int)
-    Index attention_room(Index, Index, Index, Index)
+    Index attention_workspace_size(Index, Index, Index, Index)
     # The rest goes through the table of the level that was chosen.
     void embedding_forward "kernels->embedding_forward"(
         double*, const double*, const Index*, Index, Index)
@@ -134,482 +112,16 @@ cdef extern from *:
     void* tape  # the _Tape that is recording, not counted; NULL: none
 
 
-cdef extern from *:
-    """
-    #if defined(__has_feature)
-    #if __has_feature(address_sanitizer)
-    #define __SANITIZE_ADDRESS__ 1
-    #endif
-    #endif
-    #ifdef __SANITIZE_ADDRESS__
-    #include <sanitizer/asan_interface.h>
-    #else
-    #define ASAN_POISON_MEMORY_REGION(start, size) ((void)0)
-    #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)0)
-    #endif
-    """
-    # So that AddressSanitizer sees a use of what waits in our own lists; else they do nothing.
-    void poison "ASAN_POISON_MEMORY_REGION"(void*, size_t) noexcept nogil
-    void unpoison "ASAN_UNPOISON_MEMORY_REGION"(void*, size_t) noexcept nogil
+include "_memory.pxi"  # nodes, blocks and buffers: who owns what, and where it waits for reuse
+include "_graph.pxi"  # children, release, the forward and backward of a block, sort, sweep
 
 
-cdef enum Kind:
-    LEAF
-    ADD  # ADD to CUSTOM2: two children, left and right
-    MUL
-    CUSTOM2
-    POW  # POW to CUSTOM1: one child, left
-    EXP
-    LOG
-    RELU
-    CUSTOM1
-    CUSTOM  # any number of children, in right as Many*
-    ELEMENT  # left: a block's node; right: the place in the block, as a number
-    MEAN  # left: a block's node
-    BLOCK  # right: Block*
-
-
-cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "mean", "")
-
-
-cdef enum Op:
-    NONE  # a leaf
-    VIEW  # rows of inputs[0], sharing its numbers and gradients
-    LOAD  # only on a tape: no block of its own, inputs[1] is copied into inputs[0]
-    PACK
-    EMBEDDING
-    MATRIX_ADD
-    LINEAR
-    RMSNORM
-    MATRIX_RELU
-    SOFTMAX
-    ATTENTION
-    ATTENTION_WEIGHTS
-    CROSS_ENTROPY
-
-
-cdef struct Node:  # 64 bytes
-    PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a list
-    uint32_t refs  # the handle and the parents
-    uint16_t mark  # 0, or the number of the backward run that is at work on this node
-    uint8_t kind
-    double data
-    double grad
-    Node* left
-    void* right
-    double local_grad[2]
-
-
-cdef struct Many:
-    Py_ssize_t n
-    Node** children
-    double* local_grads
-
-
-cdef struct IdBuffer:  # ints that nodes refer to
-    Py_ssize_t refs
-    Py_ssize_t n
-    Py_ssize_t limit  # all of them are below it
-    Index* items
-
-
-cdef struct Block:
-    Py_ssize_t rows
-    Py_ssize_t cols
-    double* data
-    double* grad  # NULL until needed
-    double* saved  # what backward needs of the forward
-    Py_ssize_t n_saved
-    Node* inputs[3]
-    Node** items  # PACK: one scalar node an entry, else NULL
-    Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
-    IdBuffer* ids
-    Py_ssize_t n_head
-    uint8_t op
-    uint8_t n_inputs
-    Block* next  # in the list of Blocks done with
-
-
-cdef inline Block* block_of(Node* node) noexcept nogil:
-    return <Block*>node.right
-
-
-cdef inline double* place_of(Node* element) noexcept nogil:
-    return block_of(element.left).data + <uintptr_t>element.right
-
-
-# Memory: raw pieces, arenas and chunks of nodes, buffers of doubles
-
-
-cdef Py_ssize_t failing = 0  # n: the n-th request for memory from here on fails; 0: none
-
-
-def _fail_allocation(Py_ssize_t n):
-    """Let the n-th request for memory from now and all after it fail; 0: none. For tests.
-
-    Meanwhile no buffer or Block comes from the lists of spare ones. Returns whether one failed.
-    """
-    global failing
-    failed, failing = failing == 1, n + 1 if n > 0 else 0
-    return failed
-
-
-cdef bint fails() noexcept:
-    """Whether this request for memory is to fail."""
-    global failing
-    if failing > 1:
-        failing -= 1
-    return failing == 1
-
-
-cdef void* allocate(size_t size) except NULL:
-    """Ask the system for memory; here and in `grow`, nowhere else."""
-    cdef void* memory = NULL if fails() else PyMem_RawMalloc(size)
-    if memory is NULL:
-        raise MemoryError(f"no memory for {size} bytes of graph")
-    return memory
-
-
-cdef struct Arena:
-    void* memory
-    uint32_t n_empty
-
-
-cdef struct Chunk:  # the first 64 bytes of a chunk
-    Arena* arena
-    Chunk* next
-    Chunk* previous
-    Node* freed  # released nodes, linked by handle
-    uint32_t live
-    uint8_t state
-
-
-cdef enum ChunkState:
-    CURRENT  # nodes are taken from it
-    FULL  # more than half of its nodes are alive
-    SPARSE  # in the list of chunks worth taking nodes from
-    EMPTY
-
-
-cdef enum:
-    CHUNK_BYTES = 1 << 16
-    CHUNKS_PER_ARENA = 16
-    SPARE_CHUNKS = 256  # empty chunks kept for the next graph: 16 MiB
-
-
-cdef uint32_t NODES_PER_CHUNK = CHUNK_BYTES // sizeof(Node) - 1
-cdef Chunk* current_chunk = NULL
-cdef Node* next_node = NULL  # the untouched rest of the current chunk
-cdef Node* end_of_chunk = NULL
-cdef Chunk* empty_chunks = NULL
-cdef Chunk* sparse_chunks = NULL
-cdef Py_ssize_t n_empty_chunks = 0
-
-
-cdef inline Chunk* chunk_of(Node* node) noexcept:
-    return <Chunk*>(<uintptr_t>node & ~<uintptr_t>(CHUNK_BYTES - 1))
-
-
-cdef inline void put_chunk(Chunk** first, Chunk* chunk) noexcept:
-    chunk.previous = NULL
-    chunk.next = first[0]
-    if first[0] is not NULL:
-        first[0].previous = chunk
-    first[0] = chunk
-
-
-cdef inline void take_chunk(Chunk** first, Chunk* chunk) noexcept:
-    if chunk.previous is NULL:
-        first[0] = chunk.next
-    else:
-        chunk.previous.next = chunk.next
-    if chunk.next is not NULL:
-        chunk.next.previous = chunk.previous
-
-
-cdef int new_arena() except -1:
-    global empty_chunks, n_empty_chunks
-    cdef size_t size = (CHUNKS_PER_ARENA + 1) * CHUNK_BYTES + sizeof(Arena)
-    cdef void* memory = allocate(size)
-    cdef uintptr_t first = (<uintptr_t>memory + CHUNK_BYTES - 1) & ~<uintptr_t>(CHUNK_BYTES - 1)
-    cdef Arena* arena = <Arena*>(first + CHUNKS_PER_ARENA * CHUNK_BYTES)
-    cdef Chunk* chunk
-    cdef int i
-    arena.memory = memory
-    arena.n_empty = CHUNKS_PER_ARENA
-    for i in range(CHUNKS_PER_ARENA - 1, -1, -1):
-        chunk = <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES)
-        chunk.arena = arena
-        chunk.live = 0
-        chunk.freed = NULL
-        chunk.state = EMPTY
-        put_chunk(&empty_chunks, chunk)
-    n_empty_chunks += CHUNKS_PER_ARENA
-    return 0
-
-
-cdef void free_arena(Arena* arena) noexcept:
-    global n_empty_chunks
-    cdef uintptr_t first = <uintptr_t>arena - CHUNKS_PER_ARENA * CHUNK_BYTES
-    cdef int i
-    for i in range(CHUNKS_PER_ARENA):
-        take_chunk(&empty_chunks, <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES))
-    n_empty_chunks -= CHUNKS_PER_ARENA
-    PyMem_RawFree(arena.memory)
-
-
-cdef int next_chunk() except -1:
-    """Make another chunk the current one: an empty one, else a sparse one, else a new one."""
-    global current_chunk, next_node, end_of_chunk, n_empty_chunks
-    cdef Chunk* chunk
-    if empty_chunks is NULL and sparse_chunks is NULL:
-        new_arena()
-    if current_chunk is not NULL:
-        current_chunk.state = FULL
-    next_node = end_of_chunk = NULL
-    if empty_chunks is not NULL:
-        chunk = empty_chunks
-        take_chunk(&empty_chunks, chunk)
-        n_empty_chunks -= 1
-        chunk.arena.n_empty -= 1
-        chunk.freed = NULL
-        next_node = <Node*>chunk + 1
-        end_of_chunk = next_node + NODES_PER_CHUNK
-    else:
-        chunk = sparse_chunks
-        take_chunk(&sparse_chunks, chunk)
-    chunk.state = CURRENT
-    current_chunk = chunk
-    return 0
-
-
-cdef inline Node* new_node(Kind kind, double data) except NULL:
-    """Return a node without handle, parents or children."""
-    global next_node
-    cdef Node* node
-    if next_node is end_of_chunk and (current_chunk is NULL or current_chunk.freed is NULL):
-        next_chunk()
-    if next_node is not end_of_chunk:
-        node = next_node
-        next_node += 1
-    else:
-        node = current_chunk.freed
-        current_chunk.freed = <Node*>node.handle
-    unpoison(node, sizeof(Node))
-    current_chunk.live += 1
-    node.handle = NULL
-    node.refs = 0
-    node.mark = 0
-    node.kind = kind
-    node.data = data
-    node.grad = 0.0
-    node.left = NULL
-    node.right = NULL
-    return node
-
-
-cdef inline void free_node(Node* node) noexcept:
-    global next_node, n_empty_chunks
-    cdef Chunk* chunk = chunk_of(node)
-    node.handle = <PyObject*>chunk.freed
-    poison(&node.refs, sizeof(Node) - sizeof(node.handle))
-    chunk.freed = node
-    chunk.live -= 1
-    if chunk.state == CURRENT:
-        if chunk.live == 0 and end_of_chunk is not NULL:
-            chunk.freed = NULL
-            next_node = end_of_chunk - NODES_PER_CHUNK
-    elif chunk.live == 0:
-        if chunk.state == SPARSE:
-            take_chunk(&sparse_chunks, chunk)
-        chunk.state = EMPTY
-        put_chunk(&empty_chunks, chunk)
-        n_empty_chunks += 1
-        chunk.arena.n_empty += 1
-        if chunk.arena.n_empty == CHUNKS_PER_ARENA and n_empty_chunks > SPARE_CHUNKS:
-            free_arena(chunk.arena)
-    elif chunk.state == FULL and chunk.live <= NODES_PER_CHUNK // 2:
-        chunk.state = SPARSE
-        put_chunk(&sparse_chunks, chunk)
-
-
-cdef enum:
-    N_CLASSES = 15  # buffers of 8, 16, ... 131,072 doubles wait for reuse; larger ones do not
-    SPARE_DOUBLES = 1 << 23  # and 64 MiB of them at most
-
-
-cdef void** spare_buffers[N_CLASSES]
-cdef Py_ssize_t n_spare_doubles = 0
-
-
-cdef inline int size_class(Py_ssize_t n) noexcept:
-    cdef int i = 0
-    while i < N_CLASSES and (<Py_ssize_t>8 << i) < n:
-        i += 1
-    return i
-
-
-cdef double* new_buffer(Py_ssize_t n) except NULL:
-    """Return room for n doubles, aligned to a cache line, its content undefined."""
-    global n_spare_doubles
-    cdef int i = size_class(n)
-    cdef void** raw
-    cdef uintptr_t start
-    if i < N_CLASSES:
-        n = <Py_ssize_t>8 << i
-        if spare_buffers[i] is not NULL and not failing:
-            raw = spare_buffers[i]
-            unpoison(raw, n * sizeof(double))
-            spare_buffers[i] = <void**>raw[0]
-            n_spare_doubles -= n
-            return <double*>raw
-    if n > (PY_SSIZE_T_MAX - 128) // <Py_ssize_t>sizeof(double):
-        raise MemoryError(f"no memory for {n} numbers")
-    raw = <void**>allocate(n * sizeof(double) + 64 + sizeof(void*))
-    start = (<uintptr_t>raw + sizeof(void*) + 63) & ~<uintptr_t>63
-    (<void**>start - 1)[0] = raw
-    return <double*>start
-
-
-cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
-    global n_spare_doubles
-    if buffer is NULL:
-        return
-    cdef int i = size_class(n)
-    cdef void** start = <void**>buffer
-    if i < N_CLASSES and n_spare_doubles < SPARE_DOUBLES:
-        start[0] = spare_buffers[i]
-        poison(start + 1, (<size_t>8 << i) * sizeof(double) - sizeof(void*))
-        spare_buffers[i] = start
-        n_spare_doubles += <Py_ssize_t>8 << i
-    else:
-        PyMem_RawFree((start - 1)[0])
-
-
-cdef Block* spare_blocks = NULL
-
-
-cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved) except NULL:
-    """Return the node of a block with room for its numbers (undefined) and n_saved more."""
-    global spare_blocks
-    cdef Node* node
-    cdef Block* block = spare_blocks
-    if cols > PY_SSIZE_T_MAX // rows:
-        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
-    if block is NULL or failing:
-        block = <Block*>allocate(sizeof(Block))
-    else:
-        unpoison(block, sizeof(Block))
-        spare_blocks = block.next
-    memset(block, 0, sizeof(Block))
-    block.rows, block.cols, block.op = rows, cols, op
-    try:
-        if op != VIEW and op != LOAD:
-            block.data = new_buffer(rows * cols)
-        if n_saved:
-            block.saved = new_buffer(n_saved)
-            block.n_saved = n_saved
-        node = new_node(BLOCK, 0.0)
-    except:
-        free_block(block)
-        raise
-    node.right = block
-    return node
-
-
-cdef void free_block(Block* block) noexcept:
-    global spare_blocks
-    if block.op != VIEW and block.op != LOAD:
-        free_buffer(block.data, block.rows * block.cols)
-        free_buffer(block.grad, block.rows * block.cols)
-    free_buffer(block.saved, block.n_saved)
-    PyMem_RawFree(block.items)
-    PyMem_RawFree(block.elements)
-    release_ids(block.ids)
-    block.next = spare_blocks
-    poison(block, sizeof(Block) - sizeof(block.next))  # `next` is its last field
-    spare_blocks = block
-
-
-cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
-    cdef IdBuffer* ids = <IdBuffer*>allocate(sizeof(IdBuffer) + n * sizeof(Index))
-    ids.refs = 1
-    ids.n = n
-    ids.limit = PY_SSIZE_T_MAX
-    ids.items = <Index*>(ids + 1)
-    return ids
-
-
-cdef void release_ids(IdBuffer* ids) noexcept:
-    if ids is not NULL:
-        ids.refs -= 1
-        if ids.refs == 0:
-            PyMem_RawFree(ids)
-
-
-cdef inline Node* child_at(Node* node, Py_ssize_t i) noexcept nogil:
-    """Return child i of a node, NULL after the last."""
-    cdef Block* block
-    cdef Many* many
-    if node.kind == LEAF:
-        return NULL
-    if node.kind <= CUSTOM1:
-        if i == 0:
-            return node.left
-        return <Node*>node.right if i == 1 and node.kind <= CUSTOM2 else NULL
-    if node.kind == CUSTOM:
-        many = <Many*>node.right
-        return many.children[i] if i < many.n else NULL
-    if node.kind != BLOCK:
-        return node.left if i == 0 else NULL
-    block = block_of(node)
-    if block.items is not NULL:
-        return block.items[i] if i < block.rows * block.cols else NULL
-    return block.inputs[i] if i < block.n_inputs else NULL
-
-
-cdef void release(Node* node) noexcept:
-    """Give one reference back; free the node at zero, and what only it kept alive."""
-    cdef Node* dead = NULL  # linked by handle: a node without references has none
-    cdef Node* child
-    cdef Block* block
-    cdef Py_ssize_t i
-    node.refs -= 1
-    if node.refs:
-        return
-    node.handle = NULL
-    dead = node
-    while dead is not NULL:
-        node = dead
-        dead = <Node*>node.handle
-        i = 0
-        child = child_at(node, 0)
-        while child is not NULL:
-            child.refs -= 1
-            if child.refs == 0:
-                child.handle = <PyObject*>dead
-                dead = child
-            i += 1
-            child = child_at(node, i)
-        if node.kind == CUSTOM:
-            PyMem_RawFree(node.right)
-        elif node.kind == ELEMENT:
-            block = block_of(node.left)
-            block.elements[<uintptr_t>node.right] = NULL
-        elif node.kind == BLOCK:
-            free_block(block_of(node))
-        free_node(node)
-
-
-# Handles
-
-
-cdef Node* adopted = NULL  # the node that the next new handle takes; NULL: a leaf of its own
+cdef Node* node_for_next_handle = NULL  # the node that the next new handle takes; NULL: a leaf of its own
 
 
 cdef inline void attach(PyObject* handle, Node* node) noexcept:
-    global adopted
-    adopted = NULL
+    global node_for_next_handle
+    node_for_next_handle = NULL
     node.handle = handle
     node.refs += 1
 
@@ -621,18 +133,18 @@ cdef inline bint has_handle(Node* node) noexcept:
 
 cdef void disown(Node* node) noexcept:
     """Free a node whose handle could not be made."""
-    global adopted
-    adopted = NULL
+    global node_for_next_handle
+    node_for_next_handle = NULL
     node.refs += 1
     release(node)
 
 
 cdef inline Value value_of(Node* node):
     """Return the handle of a scalar node; make one if it has none."""
-    global adopted
+    global node_for_next_handle
     if has_handle(node):
         return <Value>node.handle
-    adopted = node
+    node_for_next_handle = node
     try:
         return Value.__new__(Value)
     except:
@@ -642,10 +154,10 @@ cdef inline Value value_of(Node* node):
 
 cdef inline Matrix matrix_of(Node* node):
     """Return the handle of a block's node; make one if it has none."""
-    global adopted
+    global node_for_next_handle
     if has_handle(node):
         return <Matrix>node.handle
-    adopted = node
+    node_for_next_handle = node
     try:
         return Matrix.__new__(Matrix)
     except:
@@ -662,7 +174,7 @@ cdef inline bint to_double(object x, double* result) except -1:
     if PyFloat_CheckExact(x):
         result[0] = PyFloat_AS_DOUBLE(x)
         return True
-    if PyLong_CheckExact(x) or _is_number(x):
+    if PyLong_CheckExact(x) or checks.is_number(x):
         result[0] = float(x)
         return True
     return False
@@ -671,7 +183,7 @@ cdef inline bint to_double(object x, double* result) except -1:
 cdef inline double as_double(object x, str what) except? -1.0:
     cdef double result = 0.0
     if not to_double(x, &result):
-        _number(x, what)  # raises TypeError
+        checks.number(x, what)  # raises TypeError
     return result
 
 
@@ -753,7 +265,7 @@ cdef double power(double x, double exponent) except? -1.0:
     """Return x ** exponent; raise where a float would."""
     cdef double result = pow(x, exponent)
     if not isfinite(result) and isfinite(x) and isfinite(exponent):
-        return _power(x, exponent)
+        return checks.power(x, exponent)
     return result
 
 
@@ -790,16 +302,16 @@ cdef class Value:
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __cinit__(self, *args, **kwargs):
-        self.node = adopted if adopted is not NULL else new_node(LEAF, 0.0)
+        self.node = node_for_next_handle if node_for_next_handle is not NULL else new_node(LEAF, 0.0)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, data, children=(), local_grads=()):
         cdef double number = as_double(data, "data")
         cdef Value fresh = self
         if children is not () or local_grads is not ():
-            children, local_grads = _links(children, local_grads, Value)
+            children, local_grads = checks.links(children, local_grads, Value)
             for child in children:
-                child = <Value?>child  # _links asks isinstance, which believes a __class__
+                child = <Value?>child  # checks.links asks isinstance, which believes a __class__
         # The node is read only now: what came before can run Python code.
         if self.node.kind != LEAF or self.node.refs > 1:  # called again: leave the old node alone
             fresh = Value.__new__(Value)
@@ -938,14 +450,14 @@ cdef class Value:
         cdef double x = data_of(self.node)
         cdef double result = exp(x)
         if isinf(result) and not isinf(x):
-            _exp(x)  # raises OverflowError
+            checks.exp(x)  # raises OverflowError
         return one_child(EXP, result, self.node, result)
 
     def log(self):
         """Return the natural logarithm. Raises ValueError unless self is positive."""
         cdef double x = data_of(self.node)
         if x <= 0.0:
-            _log(x)  # raises ValueError
+            checks.log(x)  # raises ValueError
         return one_child(LOG, log(x), self.node, 1.0 / x)
 
     def relu(self):
@@ -1016,12 +528,12 @@ cdef class Matrix:
     cdef bint made  # a Matrix is made once: what has checked its shape may rely on it
 
     def __cinit__(self, *args, **kwargs):
-        self.made = adopted is not NULL
-        self.node = adopted if adopted is not NULL else new_leaf_block(1, 1)
+        self.made = node_for_next_handle is not NULL
+        self.node = node_for_next_handle if node_for_next_handle is not NULL else new_leaf_block(1, 1)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, rows, cols):
-        rows, cols = _sizes(rows, cols)
+        rows, cols = checks.sizes(rows, cols)
         if self.made:
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
         cdef Node* node = new_leaf_block(rows, cols)
@@ -1040,7 +552,7 @@ cdef class Matrix:
     @classmethod
     def of(cls, lists):
         """Return a Matrix of leaves with the numbers of a list of equally long lists."""
-        lists = _rectangle(lists)
+        lists = checks.rectangle(lists)
         matrix = cls(len(lists), len(lists[0]))
         matrix.load(lists)
         return matrix
@@ -1051,9 +563,9 @@ cdef class Matrix:
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
-        rows = _rectangle(rows_of_values)
+        rows = checks.rectangle(rows_of_values)
         values = [
-            item if isinstance(item, Value) else Value(_number(item, "an entry"))
+            item if isinstance(item, Value) else Value(checks.number(item, "an entry"))
             for row in rows
             for item in row
         ]
@@ -1099,9 +611,9 @@ cdef class Matrix:
         cdef Block* block
         cdef Py_ssize_t i, start, stop
         if isinstance(index, slice):
-            start, stop = _row_slice(index, rows_in(self))
+            start, stop = checks.row_slice(index, rows_in(self))
             return rows_of(self.node, start, stop)
-        i = _row_index(index, rows_in(self))
+        i = checks.row_index(index, rows_in(self))
         block = block_of(self.node)
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
@@ -1129,13 +641,13 @@ cdef class Matrix:
         if isinstance(source, Matrix):
             block = block_of((<Matrix>source).node)
             if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
-                _load_shapes(shape_of(self), shape_of(source))
+                checks.load_shapes(shape_of(self), shape_of(source))
             memmove(block_of(self.node).data, block.data, size_of(self.node) * sizeof(double))
             if tape is not NULL:
                 (<_Tape>tape).add_load(self.node, (<Matrix>source).node)
             return
-        lists = _rectangle(source)
-        _load_shapes(shape_of(self), (len(lists), len(lists[0])))
+        lists = checks.rectangle(source)
+        checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
         numbers = [as_double(item, "an entry") for row in lists for item in row]
         block = block_of(self.node)
         for i in range(size_of(self.node)):
@@ -1144,7 +656,7 @@ cdef class Matrix:
     def __add__(self, other):
         if not isinstance(other, Matrix):
             return NotImplemented
-        _add_shapes(shape_of(self), shape_of(other))
+        checks.add_shapes(shape_of(self), shape_of(other))
         return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), 0, NULL, self, other))
 
 
@@ -1208,22 +720,6 @@ cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
     cdef Node* node = new_block(NONE, rows, cols, 0)
     memset(block_of(node).data, 0, size_of(node) * sizeof(double))
     return node
-
-
-cdef int need_grad(Node* node) except -1:
-    """Give a block room for its gradients, 0 at first, if it has none."""
-    cdef Block* block = block_of(node)
-    cdef Block* owner
-    if block.grad is not NULL:
-        return 0
-    if block.op == VIEW:
-        need_grad(block.inputs[0])
-        owner = block_of(block.inputs[0])
-        block.grad = owner.grad + (block.data - owner.data)
-    else:
-        block.grad = new_buffer(size_of(node))
-        memset(block.grad, 0, size_of(node) * sizeof(double))
-    return 0
 
 
 cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
@@ -1307,66 +803,6 @@ cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved,
     return node
 
 
-cdef void block_forward(Node* node) noexcept nogil:
-    cdef Block* y = block_of(node)
-    cdef Block* a = block_of(y.inputs[0])
-    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
-    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
-    if y.op == LOAD:
-        memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
-    elif y.op == EMBEDDING:
-        embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
-    elif y.op == MATRIX_ADD:
-        add_forward(y.data, a.data, b.data, y.rows * y.cols)
-    elif y.op == LINEAR:
-        linear_forward(y.data, a.data, b.data, y.rows, a.cols, y.cols)
-    elif y.op == RMSNORM:
-        rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
-    elif y.op == MATRIX_RELU:
-        relu_forward(y.data, a.data, y.rows * y.cols)
-    elif y.op == SOFTMAX:
-        softmax_forward(y.data, a.data, y.saved[0], y.rows, y.cols)
-    elif y.op == ATTENTION:
-        attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
-                          y.cols, y.n_head)
-    elif y.op == ATTENTION_WEIGHTS:
-        attention_weights_forward(y.data, a.data, b.data, y.ids.items,
-                                  a.rows, b.rows, a.cols, y.n_head)
-    elif y.op == CROSS_ENTROPY:
-        cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
-
-
-cdef void block_backward(Node* node) noexcept nogil:
-    cdef Block* y = block_of(node)
-    cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
-    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
-    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
-    cdef Py_ssize_t i
-    if y.op == PACK:
-        for i in range(y.rows * y.cols):
-            y.items[i].grad += y.grad[i]
-    elif y.op == EMBEDDING:
-        embedding_backward(a.grad, y.grad, y.ids.items, y.rows, y.cols)
-    elif y.op == MATRIX_ADD:
-        add_backward(a.grad, b.grad, y.grad, y.rows * y.cols)
-    elif y.op == LINEAR:
-        linear_backward(a.grad, b.grad, y.grad, a.data, b.data, y.rows, a.cols, y.cols)
-    elif y.op == RMSNORM:
-        rmsnorm_backward(a.grad, y.grad, a.data, y.saved, y.rows, y.cols)
-    elif y.op == MATRIX_RELU:
-        relu_backward(a.grad, y.grad, a.data, y.rows * y.cols)
-    elif y.op == SOFTMAX:
-        softmax_backward(a.grad, y.grad, y.data, y.saved[0], y.rows, y.cols)
-    elif y.op == ATTENTION:
-        attention_backward(a.grad, b.grad, c.grad, y.grad, y.saved, y.ids.items, y.rows, b.rows,
-                           y.cols, y.n_head)
-    elif y.op == ATTENTION_WEIGHTS:
-        attention_weights_backward(a.grad, b.grad, y.grad, y.data, a.data, b.data, y.ids.items,
-                                   a.rows, b.rows, a.cols, y.n_head)
-    elif y.op == CROSS_ENTROPY:
-        cross_entropy_backward(a.grad, y.grad, y.saved, y.ids.items, a.rows, a.cols)
-
-
 cdef double EPS = RMSNORM_EPS
 
 
@@ -1402,376 +838,7 @@ def _levels():
 _level(os.environ.get("MICROGPT_SIMD") or "auto")
 
 
-cdef struct Frame:
-    Node* node
-    Py_ssize_t next  # the child to look at
-
-
-cdef struct Run:  # one backward
-    uint16_t number
-    Frame* stack
-    Py_ssize_t depth
-    Py_ssize_t depth_room
-    Node** topo
-    Py_ssize_t n
-    Py_ssize_t room
-    Py_ssize_t entries  # of all blocks in the graph
-    bint has_scalar_leaves
-
-
-cdef enum:
-    MAX_RUNS = 64  # at the same time, in as many threads
-    LONG_RUN = 100_000  # entries from which it pays to let other threads work meanwhile
-
-
-cdef str BUSY = "another thread is differentiating a part of this graph"
-cdef bint taken[MAX_RUNS + 1]
-
-
-cdef uint16_t take_number() except 0:
-    """Return a number that no other run has."""
-    cdef int number
-    for number in range(1, MAX_RUNS + 1):
-        if not taken[number]:
-            taken[number] = True
-            return number
-    raise RuntimeError(f"more than {MAX_RUNS} threads are in backward")
-
-
-cdef int start_run(Node* root, Run* run) except -1:
-    """Sort the graph below root and mark its nodes."""
-    memset(run, 0, sizeof(Run))
-    run.number = take_number()
-    try:
-        sort(root, run)
-    except:
-        end_run(run)
-        PyMem_RawFree(run.topo)
-        run.topo = NULL
-        raise
-    return 0
-
-
-cdef void end_run(Run* run) noexcept:
-    """Take the marks off."""
-    cdef Py_ssize_t i
-    for i in range(run.n):
-        run.topo[i].mark = 0
-    for i in range(run.depth):
-        run.stack[i].node.mark = 0
-    taken[run.number] = False
-    PyMem_RawFree(run.stack)
-    run.stack = NULL
-
-
-cdef int backward_from(Node* root) except -1:
-    """Run backward; keep the root meanwhile, whatever happens to its handle."""
-    root.refs += 1
-    try:
-        return backward_below(root)
-    finally:
-        release(root)
-
-
-cdef int backward_below(Node* root) except -1:
-    cdef Run run
-    if root.kind == LEAF:
-        root.grad = 1.0
-        return 0
-    if root.kind == ELEMENT and block_of(root.left).op == NONE:
-        need_grad(root.left)
-        block_of(root.left).grad[<uintptr_t>root.right] = 1.0
-        return 0
-    start_run(root, &run)
-    root.grad = 1.0
-    if run.entries >= LONG_RUN and not run.has_scalar_leaves:
-        with nogil:
-            sweep(&run, run.number)  # the marks stay: they keep other threads out
-    else:
-        sweep(&run, 0)
-        run.n = 0
-    end_run(&run)
-    PyMem_RawFree(run.topo)
-    return 0
-
-
-cdef int grow(void** memory, Py_ssize_t* room, size_t size) except -1:
-    """Double an array of the sort."""
-    cdef Py_ssize_t more = 2 * room[0] if room[0] else 64
-    cdef void* moved = NULL if fails() else PyMem_RawRealloc(memory[0], more * size)
-    if moved is NULL:
-        raise MemoryError(f"no memory to sort a graph of more than {room[0]} nodes")
-    memory[0] = moved
-    room[0] = more
-    return 0
-
-
-cdef inline int visit(Node* node, Run* run) except -1:
-    """Put a node on the stack, its gradient ready, unless it is a scalar leaf or was visited."""
-    if node.kind == LEAF:
-        run.has_scalar_leaves = True
-        return 0
-    if node.mark == run.number:
-        return 0
-    if node.mark:
-        raise RuntimeError(BUSY)
-    if run.depth == run.depth_room:
-        grow(<void**>&run.stack, &run.depth_room, sizeof(Frame))
-    if node.kind != BLOCK:
-        node.grad = 0.0
-    else:
-        need_grad(node)
-        run.entries += size_of(node)
-        if block_of(node).op > VIEW:
-            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
-    node.mark = run.number
-    run.stack[run.depth].node = node
-    run.stack[run.depth].next = 0
-    run.depth += 1
-    if (run.n + run.depth) & 0xFFFF == 0:
-        PyErr_CheckSignals()  # an interrupt ends the sort, when no gradient has been passed on
-    return 0
-
-
-cdef int sort(Node* root, Run* run) except -1:
-    """List the nodes below root, children first: depth-first, children left to right.
-
-    Scalar leaves are left out: they pass no gradient on.
-    """
-    cdef Frame* frame
-    cdef Node* child
-    visit(root, run)
-    while run.depth:
-        frame = &run.stack[run.depth - 1]
-        child = child_at(frame.node, frame.next)
-        if child is not NULL:
-            frame.next += 1
-            visit(child, run)
-            continue
-        if run.n == run.room:
-            grow(<void**>&run.topo, &run.room, sizeof(Node*))
-        run.topo[run.n] = frame.node
-        run.n += 1
-        run.depth -= 1
-    return 0
-
-
-cdef void sweep(Run* run, uint16_t mark) noexcept nogil:
-    """Pass gradients from parents to children, in the reverse of the sorted order.
-
-    mark: what each node is marked with when it is done.
-    """
-    cdef Py_ssize_t i, j
-    cdef Node* node
-    cdef Many* many
-    cdef double grad
-    for i in range(run.n - 1, -1, -1):
-        node = run.topo[i]
-        node.mark = mark
-        grad = node.grad
-        if node.kind <= CUSTOM2:
-            node.left.grad += node.local_grad[0] * grad
-            (<Node*>node.right).grad += node.local_grad[1] * grad
-        elif node.kind <= CUSTOM1:
-            node.left.grad += node.local_grad[0] * grad
-        elif node.kind == BLOCK:
-            block_backward(node)
-        elif node.kind == ELEMENT:
-            block_of(node.left).grad[<uintptr_t>node.right] += grad
-        elif node.kind == MEAN:
-            mean_backward(block_of(node.left).grad, grad, size_of(node.left))
-        else:
-            many = <Many*>node.right
-            for j in range(many.n):
-                many.children[j].grad += many.local_grads[j] * grad
-
-
-cdef list checked_ids(object numbers, Py_ssize_t n, str what):
-    """Return numbers as a list of ints after the check that each is in 0..n-1."""
-    cdef bint plain = type(numbers) is list and len(numbers) > 0
-    if plain:
-        for item in <list>numbers:
-            plain = plain and PyLong_CheckExact(item) and 0 <= item < n
-    return <list>numbers if plain else _ids(numbers, n, what)
-
-
-cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
-    """Return ints in 0..n-1 as a buffer: a new one, or that of an _Ids."""
-    cdef IdBuffer* ids
-    cdef list checked
-    cdef Py_ssize_t i
-    if isinstance(numbers, _Ids):
-        ids = (<_Ids>numbers).buffer
-        checked_ids(list(numbers), n, what)
-        ids.limit = min(ids.limit, n)
-        ids.refs += 1
-        return ids
-    checked = checked_ids(numbers, n, what)
-    ids = new_ids(len(checked))
-    for i in range(ids.n):
-        ids.items[i] = PyLong_AsSsize_t(checked[i])
-    return ids
-
-
-@cython.final
-cdef class _Ids:
-    """Hold a fixed number of ids that nodes refer to, so that a recorded graph can run on others.
-
-    Block ops take it wherever they take ids. Raises ValueError if an id is negative.
-    """
-
-    cdef IdBuffer* buffer
-
-    def __cinit__(self, numbers):
-        self.buffer = ids_of(list(numbers), PY_SSIZE_T_MAX, "id")
-
-    def __dealloc__(self):
-        release_ids(self.buffer)
-
-    def __len__(self):
-        return self.buffer.n
-
-    def __iter__(self):
-        return iter([self.buffer.items[i] for i in range(self.buffer.n)])
-
-    def load(self, numbers):
-        """Change the ids. Raises ValueError if there are more or fewer, or one is out of range."""
-        cdef Py_ssize_t i
-        cdef list checked = checked_ids(numbers, self.buffer.limit, "id")
-        if len(checked) != self.buffer.n:
-            raise ValueError(f"load needs {self.buffer.n} ids, not {len(checked)}")
-        for i in range(self.buffer.n):
-            self.buffer.items[i] = PyLong_AsSsize_t(checked[i])
-
-
-@cython.final
-cdef class _Recording:
-    """Keep the graph below a loss, to run it forward and backward again after its ids changed.
-
-    The result is that of building the graph anew, to the last bit. Raises ValueError unless the
-    graph is made of block ops and `mean` alone.
-    """
-
-    cdef Node* root  # not its handle, which can be given another node
-    cdef Run run
-
-    def __cinit__(self, Value loss not None):
-        cdef Py_ssize_t i
-        cdef Node* node
-        self.root = loss.node
-        self.root.refs += 1
-        start_run(self.root, &self.run)
-        end_run(&self.run)
-        for i in range(self.run.n):
-            node = self.run.topo[i]
-            if node.kind != MEAN and (node.kind != BLOCK or block_of(node).op == PACK):
-                raise ValueError("only a graph of block ops and mean can be recorded")
-        if self.run.n == 0:
-            raise ValueError("a leaf is no graph to record")
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.run.topo)
-        if self.root is not NULL:
-            release(self.root)
-
-    def forward(self):
-        """Compute the loss again and return it."""
-        self.replay(False)
-        return self.root.data
-
-    def backward(self):
-        """Do what `backward` of the loss does."""
-        self.replay(True)
-
-    cdef int replay(self, bint backward) except -1:
-        cdef Run* run = &self.run
-        cdef Py_ssize_t i
-        for i in range(run.n):
-            if run.topo[i].mark:
-                raise RuntimeError(BUSY)
-        if run.entries < LONG_RUN:
-            replay_graph(run, backward, 0)
-            return 0
-        run.number = take_number()
-        for i in range(run.n):
-            run.topo[i].mark = run.number
-        with nogil:
-            replay_graph(run, backward, run.number)
-        end_run(run)
-        return 0
-
-
-@cython.final
-cdef class _Tape:
-    """Record what block ops and `load` compute in a `with` block, to compute it again.
-
-    Other than a recorded loss it runs forward only, also under no_grad, and in the order in which
-    it was recorded. It belongs to one thread.
-    """
-
-    cdef Node** nodes
-    cdef Py_ssize_t n
-    cdef Py_ssize_t room
-    cdef void* outer  # the tape that was recording before
-
-    def __enter__(self):
-        global tape
-        self.outer = tape
-        tape = <void*>self
-        return self
-
-    def __exit__(self, *exc_info):
-        global tape
-        tape = self.outer
-
-    def __dealloc__(self):
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            release(self.nodes[i])
-        PyMem_RawFree(self.nodes)
-
-    cdef int add(self, Node* node) except -1:
-        if self.n == self.room:
-            grow(<void**>&self.nodes, &self.room, sizeof(Node*))
-        self.nodes[self.n] = node
-        self.n += 1
-        node.refs += 1
-        return 0
-
-    cdef int add_load(self, Node* target, Node* source) except -1:
-        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols, 0)
-        cdef Block* block = block_of(node)
-        block.inputs[0] = target
-        block.inputs[1] = source
-        block.n_inputs = 2
-        target.refs += 1
-        source.refs += 1
-        return self.add(node)
-
-    def forward(self):
-        """Compute all of it again."""
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            block_forward(self.nodes[i])
-
-
-cdef void replay_graph(Run* run, bint backward, uint16_t mark) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef Node* node
-    for i in range(run.n):
-        node = run.topo[i]
-        if not backward:
-            if node.kind == MEAN:
-                node.data = mean_forward(block_of(node.left).data, size_of(node.left))
-            elif block_of(node).op > VIEW:
-                block_forward(node)
-        elif node.kind == MEAN:
-            node.grad = 0.0
-        elif block_of(node).op > VIEW:
-            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
-    if backward:
-        run.topo[run.n - 1].grad = 1.0
-        sweep(run, mark)
+include "_replay.pxi"  # graphs that are computed again on other ids
 
 
 cdef IdBuffer* first_rows(Matrix q, Matrix k, list starts) except NULL:
@@ -1779,7 +846,8 @@ cdef IdBuffer* first_rows(Matrix q, Matrix k, list starts) except NULL:
     cdef Py_ssize_t rows = rows_in(q), t = 0, start = 0, end
     cdef IdBuffer* first
     if starts is not None:
-        _check_starts(rows, rows_in(k), starts)
+        checks.starts_need_equal_rows(rows, rows_in(k))
+        checks.document_starts(rows, starts)
     first = new_ids(rows)
     for i in range(1, len(starts) if starts is not None else 0):
         end = starts[i]
@@ -1796,8 +864,8 @@ cdef IdBuffer* first_rows(Matrix q, Matrix k, list starts) except NULL:
 cdef tuple plain_ints(object n_head, object starts):
     """Return both as ints. This can run Python code, so it goes before the look at any shape."""
     if starts is not None:
-        starts = [_index(start) for start in starts]
-    return _index(n_head), starts
+        starts = [checks.index(start) for start in starts]
+    return checks.index(n_head), starts
 
 
 cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
@@ -1805,7 +873,7 @@ cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
     if not (rows_in(k) == rows_in(v) and cols_in(k) == cols_in(v) and cols_in(q) == cols_in(k)
             and rows_in(q) <= rows_in(k) and 1 <= n_head <= cols_in(q)
             and cols_in(q) % n_head == 0):
-        _attention_shapes(shape_of(q), shape_of(k), shape_of(v), n_head)
+        checks.attention_shapes(shape_of(q), shape_of(k), shape_of(v), n_head)
     return n_head
 
 
@@ -1824,7 +892,7 @@ def linear(Matrix x not None, Matrix w not None):
     Raises ValueError if the two nin differ.
     """
     if cols_in(x) != cols_in(w):
-        _linear_shapes(shape_of(x), shape_of(w))
+        checks.linear_shapes(shape_of(x), shape_of(w))
     return record(block_op(LINEAR, rows_in(x), rows_in(w), 0, NULL, x, w))
 
 
@@ -1846,7 +914,7 @@ def softmax(Matrix x not None, temperature=1.0):
 
     Raises ValueError if temperature is not positive.
     """
-    cdef double number = _temperature(temperature)
+    cdef double number = checks.temperature(temperature)
     cdef Node* node = block_op(SOFTMAX, rows_in(x), cols_in(x), 1, NULL, x)
     block_of(node).saved[0] = number
     return record(node)
@@ -1867,7 +935,7 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     cdef Py_ssize_t n = heads(n_head, q, k, v)
     cdef IdBuffer* first = first_rows(q, k, starts)
     cdef Py_ssize_t T = rows_in(q), S = rows_in(k)
-    cdef Py_ssize_t n_saved = attention_room(T, S, cols_in(q), n)
+    cdef Py_ssize_t n_saved = attention_workspace_size(T, S, cols_in(q), n)
     if n_saved < 0:
         release_ids(first)
         raise MemoryError(f"no memory for the weights of {n} heads, {T} rows and {S} keys")
@@ -1897,7 +965,7 @@ def cross_entropy(Matrix logits not None, targets):
     if ids.n != rows_in(logits):
         targets = ids.n
         release_ids(ids)
-        _one_target_a_row(rows_in(logits), targets)
+        checks.one_target_per_row(rows_in(logits), targets)
     return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, size_of(logits.node), ids, logits))
 
 
@@ -1911,7 +979,7 @@ def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
     """Take one Adam step on every Matrix of params, in place, and set its gradient to 0.
 
     params, m, v: lists of Matrices of equal shapes: parameters, first and second moments.
-    step: how many steps were taken before this one; the bias correction needs it.
+    step: how many steps were numbers_in_use before this one; the bias correction needs it.
 
     Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
@@ -1923,9 +991,8 @@ def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
     cdef bint fits
     if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
             and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
-            and step >= 0 and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0 and eps > 0.0):
-        lr, beta1, beta2, eps, _, _ = _adam_rates(step, lr, beta1, beta2, eps)
-        step = _index(step)
+            and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0 and eps > 0.0):
+        step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
     rate, decay1, decay2, small = lr, beta1, beta2, eps
     correction1, correction2 = 1.0 - pow(decay1, step + 1), 1.0 - pow(decay2, step + 1)
     params, m, v = list(params), list(m), list(v)
@@ -1938,8 +1005,8 @@ def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
         fits = fits and (rows_in(param) == rows_in(first) == rows_in(second)
                          and cols_in(param) == cols_in(first) == cols_in(second))
     if not fits:
-        _adam_shapes(*[[shape_of(matrix) for matrix in matrices] for matrices in (params, m, v)])
-    # rate * (m / c1) / (sqrt(v / c2) + eps), with the corrections taken out of the loop
+        checks.adam_shapes(*[[shape_of(x) for x in matrices] for matrices in (params, m, v)])
+    # rate * (m / c1) / (sqrt(v / c2) + eps), with the corrections numbers_in_use out of the loop
     rate *= sqrt(correction2) / correction1
     small *= sqrt(correction2)
     for param, first, second in zip(params, m, v):

@@ -12,15 +12,33 @@ block op one node; how that is laid out stands at the top of that file.
 from __future__ import annotations
 
 import math
-import operator
-import sys
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ContextDecorator
 from typing import Any
 
+from . import _checks as checks
+
+__all__ = [
+    "Matrix",
+    "Value",
+    "adam_update",
+    "attention",
+    "attention_weights",
+    "cross_entropy",
+    "embedding",
+    "grad_enabled",
+    "linear",
+    "mean",
+    "no_grad",
+    "relu",
+    "rmsnorm",
+    "softmax",
+]
+
 RMSNORM_EPS = 1e-5
+
 
 class Value:
     """Hold one number of a graph, its gradient, its children and their local derivatives.
@@ -49,8 +67,8 @@ class Value:
     def __init__(
         self, data: float, children: Iterable[Value] = (), local_grads: Iterable[float] = ()
     ) -> None:
-        data = _number(data, "data")
-        children, local_grads = _links(children, local_grads, Value)
+        data = checks.number(data, "data")
+        children, local_grads = checks.links(children, local_grads, Value)
         self._data = data
         self._grad = 0.0
         self._children = children if grad_enabled() else ()
@@ -63,7 +81,7 @@ class Value:
 
     @data.setter
     def data(self, data: float) -> None:
-        self._data = _number(data, "data")
+        self._data = checks.number(data, "data")
 
     @property
     def grad(self) -> float:
@@ -71,7 +89,7 @@ class Value:
 
     @grad.setter
     def grad(self, grad: float) -> None:
-        self._grad = _number(grad, "grad")
+        self._grad = checks.number(grad, "grad")
 
     def __repr__(self):
         return f"Value(data={self._data}, grad={self._grad})"
@@ -81,7 +99,7 @@ class Value:
 
     def __add__(self, other: Value | float) -> Value:
         if not isinstance(other, Value):
-            if not _is_number(other):
+            if not checks.is_number(other):
                 return NotImplemented
             other = _leaf(float(other))
         return _node(self._data + other._data, (self, other), (1.0, 1.0), "+")
@@ -91,7 +109,7 @@ class Value:
 
     def __mul__(self, other: Value | float) -> Value:
         if not isinstance(other, Value):
-            if not _is_number(other):
+            if not checks.is_number(other):
                 return NotImplemented
             other = _leaf(float(other))
         return _node(self._data * other._data, (self, other), (other._data, self._data), "*")
@@ -105,36 +123,38 @@ class Value:
     def __sub__(self, other: Value | float) -> Value:
         if isinstance(other, Value):
             return self + (-other)
-        return self + (-float(other)) if _is_number(other) else NotImplemented
+        return self + (-float(other)) if checks.is_number(other) else NotImplemented
 
     def __rsub__(self, other: float) -> Value:
-        return (-self) + other if _is_number(other) else NotImplemented
+        return (-self) + other if checks.is_number(other) else NotImplemented
 
     def __truediv__(self, other: Value | float) -> Value:
         if isinstance(other, Value):
             return self * other**-1.0
-        return self * _power(float(other), -1.0) if _is_number(other) else NotImplemented
+        if not checks.is_number(other):
+            return NotImplemented
+        return self * checks.power(float(other), -1.0)
 
     def __rtruediv__(self, other: float) -> Value:
-        return self**-1.0 * other if _is_number(other) else NotImplemented
+        return self**-1.0 * other if checks.is_number(other) else NotImplemented
 
     def __pow__(self, exponent: float) -> Value:
         if isinstance(exponent, Value):
             raise TypeError("the exponent must be a number, not a Value; see log and exp")
-        if not _is_number(exponent):
+        if not checks.is_number(exponent):
             return NotImplemented
         exponent = float(exponent)
-        local_grad = exponent * _power(self._data, exponent - 1.0)
-        return _node(_power(self._data, exponent), (self,), (local_grad,), "**")
+        local_grad = exponent * checks.power(self._data, exponent - 1.0)
+        return _node(checks.power(self._data, exponent), (self,), (local_grad,), "**")
 
     def exp(self) -> Value:
         """Return e ** self. Raises OverflowError above 709.78, where a float ends."""
-        result = _exp(self._data)
+        result = checks.exp(self._data)
         return _node(result, (self,), (result,), "exp")
 
     def log(self) -> Value:
         """Return the natural logarithm. Raises ValueError unless self is positive."""
-        return _node(_log(self._data), (self,), (1.0 / self._data,), "log")
+        return _node(checks.log(self._data), (self,), (1.0 / self._data,), "log")
 
     def relu(self) -> Value:
         """Return self where it is positive, else 0."""
@@ -180,7 +200,7 @@ class Matrix:
     __slots__ = ("_rows",)
 
     def __init__(self, rows: int, cols: int) -> None:
-        rows, cols = _sizes(rows, cols)
+        rows, cols = checks.sizes(rows, cols)
         if hasattr(self, "_rows"):
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
         self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
@@ -188,7 +208,7 @@ class Matrix:
     @classmethod
     def of(cls, lists: Iterable[Iterable[float]]) -> Matrix:
         """Return a Matrix of leaves with the numbers of a list of equally long lists."""
-        lists = _rectangle(lists)
+        lists = checks.rectangle(lists)
         matrix = cls(len(lists), len(lists[0]))
         matrix.load(lists)
         return matrix
@@ -199,7 +219,7 @@ class Matrix:
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
-        rows = _rectangle(rows_of_values)
+        rows = checks.rectangle(rows_of_values)
         return _matrix([[_copy(_value(item)) for item in row] for row in rows])
 
     @property
@@ -222,9 +242,9 @@ class Matrix:
 
     def __getitem__(self, index: int | slice) -> Any:  # a tuple of Values, or a Matrix
         if isinstance(index, slice):
-            start, stop = _row_slice(index, len(self._rows))
+            start, stop = checks.row_slice(index, len(self._rows))
             return _matrix(self._rows[start:stop])
-        return self._rows[_row_index(index, len(self._rows))]
+        return self._rows[checks.row_index(index, len(self._rows))]
 
     def __repr__(self):
         rows, cols = self.shape
@@ -242,9 +262,9 @@ class Matrix:
 
         Raises ValueError if the shape is another; then nothing has changed.
         """
-        lists = source.tolist() if isinstance(source, Matrix) else _rectangle(source)
-        _load_shapes(self.shape, (len(lists), len(lists[0])))
-        numbers = [[_number(item, "an entry") for item in row] for row in lists]
+        lists = source.tolist() if isinstance(source, Matrix) else checks.rectangle(source)
+        checks.load_shapes(self.shape, (len(lists), len(lists[0])))
+        numbers = [[checks.number(item, "an entry") for item in row] for row in lists]
         for row, new_row in zip(self._rows, numbers, strict=True):
             for value, number in zip(row, new_row, strict=True):
                 value._data = number
@@ -252,7 +272,7 @@ class Matrix:
     def __add__(self, other: Matrix) -> Matrix:
         if not isinstance(other, Matrix):
             return NotImplemented
-        _add_shapes(self.shape, other.shape)
+        checks.add_shapes(self.shape, other.shape)
         return _matrix(
             [
                 [a + b for a, b in zip(row, other_row, strict=True)]
@@ -267,7 +287,7 @@ def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
     Raises ValueError if an id is outside 0..n-1 or there are no ids.
     """
     _require(table, "table")
-    ids = _ids(ids, len(table), "id")
+    ids = checks.ids(ids, len(table), "id")
     return _matrix([[_copy(value) for value in table[i]] for i in ids])
 
 
@@ -278,7 +298,7 @@ def linear(x: Matrix, w: Matrix) -> Matrix:
     """
     _require(x, "x")
     _require(w, "w")
-    _linear_shapes(x.shape, w.shape)
+    checks.linear_shapes(x.shape, w.shape)
     return _matrix([[_dot(weights, row) for weights in w] for row in x])
 
 
@@ -308,7 +328,7 @@ def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
     Raises ValueError if temperature is not positive.
     """
     _require(x, "x")
-    temperature = _temperature(temperature)
+    temperature = checks.temperature(temperature)
     return _matrix([_softmax(row, temperature) for row in x])
 
 
@@ -328,8 +348,8 @@ def attention(
     _require(q, "q")
     _require(k, "k")
     _require(v, "v")
-    n_head = _index(n_head)
-    _attention_shapes(q.shape, k.shape, v.shape, n_head)
+    n_head = checks.index(n_head)
+    checks.attention_shapes(q.shape, k.shape, v.shape, n_head)
     first = _first_rows(len(q), len(k), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
@@ -354,8 +374,8 @@ def attention_weights(
     """
     _require(q, "q")
     _require(k, "k")
-    n_head = _index(n_head)
-    _attention_shapes(q.shape, k.shape, k.shape, n_head)
+    n_head = checks.index(n_head)
+    checks.attention_shapes(q.shape, k.shape, k.shape, n_head)
     first = _first_rows(len(q), len(k), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
@@ -377,8 +397,8 @@ def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
     """
     _require(logits, "logits")
     rows, cols = logits.shape
-    targets_of_rows = _ids(targets, cols, "target")
-    _one_target_a_row(rows, len(targets_of_rows))
+    targets_of_rows = checks.ids(targets, cols, "target")
+    checks.one_target_per_row(rows, len(targets_of_rows))
     result = []
     for row, target in zip(logits, targets_of_rows, strict=True):
         largest = max([value._data for value in row])
@@ -416,8 +436,9 @@ def adam_update(
     params, m, v = list(params), list(m), list(v)
     for matrix in params + m + v:
         _require(matrix, "a param or moment")
-    _adam_shapes(*[[matrix.shape for matrix in matrices] for matrices in (params, m, v)])
-    lr, beta1, beta2, eps, correction1, correction2 = _adam_rates(step, lr, beta1, beta2, eps)
+    checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
+    step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+    correction1, correction2 = 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)
     for matrices in zip(params, m, v, strict=True):
         for rows in zip(*matrices, strict=True):
             for p, first, second in zip(*rows, strict=True):
@@ -479,7 +500,7 @@ def _copy(value):
 
 
 def _value(item):
-    return item if isinstance(item, Value) else _leaf(_number(item, "an entry"))
+    return item if isinstance(item, Value) else _leaf(checks.number(item, "an entry"))
 
 
 def _matrix(rows):
@@ -503,30 +524,6 @@ def _topological_sort(root):
             visited.add(id(node))
             stack += (node, None, *reversed(node._children))
     return topo
-
-
-def _power(x, exponent):
-    if x < 0.0 and math.isfinite(x) and math.isfinite(exponent) and exponent % 1.0:
-        raise ValueError(f"{x} ** {exponent} is not a real number")
-    try:
-        return x**exponent
-    except ZeroDivisionError:
-        raise ZeroDivisionError(f"{x} cannot be raised to the power {exponent}") from None
-    except OverflowError:
-        raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
-
-
-def _exp(x):
-    try:
-        return math.exp(x)
-    except OverflowError:
-        raise OverflowError(f"exp({x}) is too large for a float") from None
-
-
-def _log(x):
-    if x <= 0.0:
-        raise ValueError(f"log({x}) is not defined: log takes a positive number")
-    return math.log(x)
 
 
 def _dot(a, b):
@@ -554,163 +551,17 @@ def _snapshot(lists):
     return memoryview(flat).cast("B").cast("d", shape).toreadonly()
 
 
-# What follows checks arguments; the compiled core calls the same functions.
-
-
-def _is_number(x):
-    return isinstance(x, (float, int)) or hasattr(x, "__float__") or hasattr(x, "__index__")
-
-
-def _number(x, what):
-    if not _is_number(x):
-        raise TypeError(f"{what} must be a number, not {type(x).__name__}")
-    return float(x)
-
-
-def _index(x):
-    if not hasattr(x, "__index__"):
-        raise TypeError(f"expected an int, not {type(x).__name__}")
-    return operator.index(x)
-
-
-def _links(children, local_grads, value_class):
-    """Return children and local gradients as tuples that fit each other."""
-    children = tuple(children)
-    local_grads = tuple([_number(grad, "a local gradient") for grad in local_grads])
-    for child in children:
-        if not isinstance(child, value_class):
-            raise TypeError(f"a child must be a Value, not {type(child).__name__}")
-    if len(children) != len(local_grads):
-        raise ValueError(
-            f"as many local gradients as children are needed: {len(children)}, "
-            f"not {len(local_grads)}"
-        )
-    return children, local_grads
-
-
-def _sizes(rows, cols):
-    rows, cols = _index(rows), _index(cols)
-    if rows < 1 or cols < 1:
-        raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
-    if rows * cols > sys.maxsize // 8:
-        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
-    return rows, cols
-
-
-def _rectangle(lists):
-    """Return lists as a list of lists; raise ValueError unless all have the same length > 0."""
-    rows = [list(row) for row in lists]
-    lengths = {len(row) for row in rows}
-    if not rows or 0 in lengths:
-        raise ValueError("a Matrix has at least one row and one column")
-    if len(lengths) > 1:
-        raise ValueError(f"rows of a Matrix are equally long, not {min(lengths)} to {max(lengths)}")
-    return rows
-
-
-def _row_index(index, rows):
-    index = _index(index)
-    if not -rows <= index < rows:
-        raise IndexError(f"row {index} of a Matrix with {rows} rows")
-    return index % rows
-
-
-def _row_slice(index, rows):
-    start, stop, step = index.indices(rows)
-    if step != 1:
-        raise ValueError(f"a slice of a Matrix goes in steps of 1, not {step}")
-    if stop <= start:
-        raise ValueError(f"rows {start}:{stop} of a Matrix with {rows} rows hold nothing")
-    return start, stop
-
-
-def _load_shapes(own, other):
-    if own != other:
-        raise ValueError(f"load needs shape {own}, not {other}")
-
-
 def _require(x, name):
     if not isinstance(x, Matrix):
         raise TypeError(f"{name} must be a Matrix, not {type(x).__name__}")
-
-
-def _ids(ids, n, what):
-    """Return ids as a list of ints; raise ValueError if one is outside 0..n-1."""
-    ids = [_index(i) for i in ids]
-    if not ids:
-        raise ValueError(f"at least one {what} is needed")
-    for i in ids:
-        if not 0 <= i < n:
-            raise ValueError(f"{what} {i} is outside 0..{n - 1}")
-    return ids
-
-
-def _temperature(temperature):
-    temperature = _number(temperature, "temperature")
-    if not 1e-300 < temperature < math.inf:  # smaller, and 1 / temperature overflows
-        raise ValueError(f"temperature must be above 1e-300 and finite, not {temperature}")
-    return temperature
-
-
-def _one_target_a_row(rows, targets):
-    if rows != targets:
-        raise ValueError(f"{rows} rows of logits need as many targets, not {targets}")
-
-
-def _add_shapes(a, b):
-    if a != b:
-        raise ValueError(f"a + b needs equal shapes, not {a} and {b}")
-
-
-def _linear_shapes(x, w):
-    if x[1] != w[1]:
-        raise ValueError(f"linear needs x (T, nin) and w (nout, nin), not {x} and {w}")
-
-
-def _attention_shapes(q, k, v, n_head):
-    if k != v or q[1] != k[1] or q[0] > k[0]:
-        raise ValueError(
-            f"attention needs q (T, n), k and v (S, n) with S >= T, not {q}, {k} and {v}"
-        )
-    if n_head < 1 or q[1] % n_head:
-        raise ValueError(f"{q[1]} columns cannot be split into {n_head} heads")
 
 
 def _first_rows(rows, keys, starts):
     """Return for each row of q the first key that it may see."""
     if starts is None:
         return [0] * rows
-    starts = [_index(start) for start in starts]
-    _check_starts(rows, keys, starts)
+    starts = [checks.index(start) for start in starts]
+    checks.starts_need_equal_rows(rows, keys)
+    checks.document_starts(rows, starts)
     ends = starts[1:] + [rows]
     return [a for a, b in zip(starts, ends, strict=True) for _ in range(a, b)]
-
-
-def _check_starts(rows, keys, starts):
-    if rows != keys:
-        raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
-    if starts[:1] != [0] or not all(map(operator.lt, starts, starts[1:] + [rows])):
-        raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
-
-
-def _adam_shapes(params, m, v):
-    if not len(params) == len(m) == len(v):
-        raise ValueError(f"{len(params)} params need as many moments, not {len(m)} and {len(v)}")
-    for p, first, second in zip(params, m, v, strict=True):
-        if not p == first == second:
-            raise ValueError(
-                f"a param of shape {p} needs moments of the same shape, not {first} and {second}"
-            )
-
-
-def _adam_rates(step, lr, beta1, beta2, eps):
-    """Return the rates as floats, followed by the two bias corrections of this step."""
-    step, lr, eps = _index(step), _number(lr, "lr"), _number(eps, "eps")
-    beta1, beta2 = _number(beta1, "beta1"), _number(beta2, "beta2")
-    if step < 0:
-        raise ValueError(f"step must be 0 or more, not {step}")
-    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
-        raise ValueError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
-    if not eps > 0.0:
-        raise ValueError(f"eps must be positive, not {eps}")
-    return lr, beta1, beta2, eps, 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)

@@ -736,7 +736,7 @@ const char *kernels_choose(const char *wanted)
     return NULL;
 }
 
-Index attention_room(Index T, Index S, Index n, Index n_head)
+Index attention_workspace_size(Index T, Index S, Index n, Index n_head)
 {
     Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head);
     double room = (double)groups * ((double)(T + 2 * S) * wide + (double)T * S * 4) +

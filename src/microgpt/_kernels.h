@@ -50,7 +50,7 @@ typedef struct {
                                        const Index *first, Index T, Index S, Index n,
                                        Index n_head);
 
-    /* saved (attention_room doubles) keeps q, k, v and the weights for backward, which finds
+    /* saved (attention_workspace_size doubles) keeps q, k, v and the weights for backward, which finds
      * its working room there too. */
     void (*attention_forward)(double *y, double *saved, const double *q, const double *k,
                               const double *v, const Index *first, Index T, Index S, Index n,
@@ -84,6 +84,6 @@ const char *kernels_choose(const char *wanted);
 const char *kernels_level(int i);
 
 /* Return how many doubles attention saves, or -1 if that is more than memory can hold. */
-Index attention_room(Index T, Index S, Index n, Index n_head);
+Index attention_workspace_size(Index T, Index S, Index n, Index n_head);
 
 #endif

@@ -1,0 +1,217 @@
+"""What both cores refuse, and in which words; and how the settings of a run are checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+Shape = tuple[int, int]
+
+
+def is_number(x: object) -> bool:
+    return isinstance(x, (float, int)) or hasattr(x, "__float__") or hasattr(x, "__index__")
+
+
+def number(x: Any, what: str) -> float:
+    if not is_number(x):
+        raise TypeError(f"{what} must be a number, not {type(x).__name__}")
+    return float(x)
+
+
+def index(x: Any) -> int:
+    if not hasattr(x, "__index__"):
+        raise TypeError(f"expected an int, not {type(x).__name__}")
+    return operator.index(x)
+
+
+def integer(x: Any, what: str, least: int | None = None, most: int | None = None) -> int:
+    """Return x as an int from least to most. A setting is never a bool or a string."""
+    if isinstance(x, bool) or not hasattr(x, "__index__"):
+        raise TypeError(f"{what} must be an int, not {type(x).__name__}")
+    result = operator.index(x)
+    if least is not None and result < least:
+        raise ValueError(f"{what} must be at least {least}, not {shown(result)}")
+    if most is not None and result > most:
+        raise ValueError(f"{what} must be at most {most}, not {shown(result)}")
+    return result
+
+
+def real(x: Any, what: str) -> float:
+    """Return x as a finite float of 0 or more. A setting is never a bool or a string."""
+    if isinstance(x, bool) or not is_number(x):
+        raise TypeError(f"{what} must be a number, not {type(x).__name__}")
+    try:
+        result = float(x)
+    except OverflowError:
+        result = math.inf
+    if not 0 <= result < math.inf:
+        raise ValueError(f"{what} must be a finite number of at least 0, not {shown(x)}")
+    return result
+
+
+def shown(x: object) -> str:
+    """Return x as text for a message: a huge int has more digits than Python converts."""
+    if isinstance(x, int) and abs(x) >= 10**30:
+        return f"a number of about {int(x.bit_length() * 0.30103)} digits"
+    return str(x)
+
+
+def power(x: float, exponent: float) -> float:
+    if x < 0.0 and math.isfinite(x) and math.isfinite(exponent) and exponent % 1.0:
+        raise ValueError(f"{x} ** {exponent} is not a real number")
+    try:
+        return float(x**exponent)
+    except ZeroDivisionError:
+        raise ZeroDivisionError(f"{x} cannot be raised to the power {exponent}") from None
+    except OverflowError:
+        raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
+
+
+def exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        raise OverflowError(f"exp({x}) is too large for a float") from None
+
+
+def log(x: float) -> float:
+    if x <= 0.0:
+        raise ValueError(f"log({x}) is not defined: log takes a positive number")
+    return math.log(x)
+
+
+def links(
+    children: Iterable[Any], local_grads: Iterable[Any], value_class: type
+) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+    """Return children and local gradients as tuples of the same length."""
+    children = tuple(children)
+    grads = tuple([number(grad, "a local gradient") for grad in local_grads])
+    for child in children:
+        if not isinstance(child, value_class):
+            raise TypeError(f"a child must be a Value, not {type(child).__name__}")
+    if len(children) != len(grads):
+        raise ValueError(
+            f"as many local gradients as children are needed: {len(children)}, not {len(grads)}"
+        )
+    return children, grads
+
+
+def sizes(rows: Any, cols: Any) -> Shape:
+    rows, cols = index(rows), index(cols)
+    if rows < 1 or cols < 1:
+        raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
+    if rows * cols > sys.maxsize // 8:
+        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
+    return rows, cols
+
+
+def rectangle(lists: Iterable[Iterable[Any]]) -> list[list[Any]]:
+    """Return lists as a list of lists; raise ValueError unless all have the same length > 0."""
+    rows = [list(row) for row in lists]
+    lengths = {len(row) for row in rows}
+    if not rows or 0 in lengths:
+        raise ValueError("a Matrix has at least one row and one column")
+    if len(lengths) > 1:
+        raise ValueError(f"rows of a Matrix are equally long, not {min(lengths)} to {max(lengths)}")
+    return rows
+
+
+def row_index(i: Any, rows: int) -> int:
+    row = index(i)
+    if not -rows <= row < rows:
+        raise IndexError(f"row {row} of a Matrix with {rows} rows")
+    return row % rows
+
+
+def row_slice(wanted: slice, rows: int) -> tuple[int, int]:
+    start, stop, step = wanted.indices(rows)
+    if step != 1:
+        raise ValueError(f"a slice of a Matrix goes in steps of 1, not {step}")
+    if stop <= start:
+        raise ValueError(f"rows {start}:{stop} of a Matrix with {rows} rows hold nothing")
+    return start, stop
+
+
+def load_shapes(own: Shape, other: Shape) -> None:
+    if own != other:
+        raise ValueError(f"load needs shape {own}, not {other}")
+
+
+def ids(items: Iterable[Any], n: int, what: str) -> list[int]:
+    """Return items as a list of ints; raise ValueError if one is outside 0..n-1."""
+    numbers = [index(item) for item in items]
+    if not numbers:
+        raise ValueError(f"at least one {what} is needed")
+    for i in numbers:
+        if not 0 <= i < n:
+            raise ValueError(f"{what} {i} is outside 0..{n - 1}")
+    return numbers
+
+
+def temperature(x: Any) -> float:
+    result = number(x, "temperature")
+    if not 1e-300 < result < math.inf:  # smaller, and 1 / temperature overflows
+        raise ValueError(f"temperature must be above 1e-300 and finite, not {result}")
+    return result
+
+
+def one_target_per_row(rows: int, targets: int) -> None:
+    if rows != targets:
+        raise ValueError(f"{rows} rows of logits need as many targets, not {targets}")
+
+
+def add_shapes(a: Shape, b: Shape) -> None:
+    if a != b:
+        raise ValueError(f"a + b needs equal shapes, not {a} and {b}")
+
+
+def linear_shapes(x: Shape, w: Shape) -> None:
+    if x[1] != w[1]:
+        raise ValueError(f"linear needs x (T, nin) and w (nout, nin), not {x} and {w}")
+
+
+def attention_shapes(q: Shape, k: Shape, v: Shape, n_head: int) -> None:
+    if k != v or q[1] != k[1] or q[0] > k[0]:
+        raise ValueError(
+            f"attention needs q (T, n), k and v (S, n) with S >= T, not {q}, {k} and {v}"
+        )
+    if n_head < 1 or q[1] % n_head:
+        raise ValueError(f"{q[1]} columns cannot be split into {n_head} heads")
+
+
+def document_starts(rows: int, starts: list[int]) -> None:
+    if starts[:1] != [0] or not all(map(operator.lt, starts, starts[1:] + [rows])):
+        raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
+
+
+def starts_need_equal_rows(rows: int, keys: int) -> None:
+    if rows != keys:
+        raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
+
+
+def adam_shapes(params: list[Shape], m: list[Shape], v: list[Shape]) -> None:
+    if not len(params) == len(m) == len(v):
+        raise ValueError(f"{len(params)} params need as many moments, not {len(m)} and {len(v)}")
+    for p, first, second in zip(params, m, v, strict=True):
+        if not p == first == second:
+            raise ValueError(
+                f"a param of shape {p} needs moments of the same shape, not {first} and {second}"
+            )
+
+
+def adam_rates(
+    step: Any, lr: Any, beta1: Any, beta2: Any, eps: Any
+) -> tuple[int, float, float, float, float]:
+    """Return the step as an int and the rates as floats."""
+    step, lr, eps = index(step), number(lr, "lr"), number(eps, "eps")
+    beta1, beta2 = number(beta1, "beta1"), number(beta2, "beta2")
+    if not 0 <= step < sys.maxsize:
+        raise ValueError(f"step must be from 0 to {sys.maxsize - 1}, not {shown(step)}")
+    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
+        raise ValueError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
+    if not eps > 0.0:
+        raise ValueError(f"eps must be positive, not {eps}")
+    return step, lr, beta1, beta2, eps

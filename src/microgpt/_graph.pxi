@@ -1,0 +1,314 @@
+# The graph: children, release, forward and backward of a block, sort, sweep. Part of _core.pyx.
+
+cdef inline Node* child_at(Node* node, Py_ssize_t i) noexcept nogil:
+    """Return child i of a node, NULL after the last."""
+    cdef Block* block
+    cdef Many* many
+    if node.kind == LEAF:
+        return NULL
+    if node.kind <= CUSTOM1:
+        if i == 0:
+            return node.left
+        return <Node*>node.right if i == 1 and node.kind <= CUSTOM2 else NULL
+    if node.kind == CUSTOM:
+        many = <Many*>node.right
+        return many.children[i] if i < many.n else NULL
+    if node.kind != BLOCK:
+        return node.left if i == 0 else NULL
+    block = block_of(node)
+    if block.items is not NULL:
+        return block.items[i] if i < block.rows * block.cols else NULL
+    return block.inputs[i] if i < block.n_inputs else NULL
+
+
+cdef void release(Node* node) noexcept:
+    """Give one reference back; free the node at zero, and what only it kept alive."""
+    cdef Node* dead = NULL  # linked by handle: a node without references has none
+    cdef Node* child
+    cdef Block* block
+    cdef Py_ssize_t i
+    node.refs -= 1
+    if node.refs:
+        return
+    node.handle = NULL
+    dead = node
+    while dead is not NULL:
+        node = dead
+        dead = <Node*>node.handle
+        i = 0
+        child = child_at(node, 0)
+        while child is not NULL:
+            child.refs -= 1
+            if child.refs == 0:
+                child.handle = <PyObject*>dead
+                dead = child
+            i += 1
+            child = child_at(node, i)
+        if node.kind == CUSTOM:
+            PyMem_RawFree(node.right)
+        elif node.kind == ELEMENT:
+            block = block_of(node.left)
+            block.elements[<uintptr_t>node.right] = NULL
+        elif node.kind == BLOCK:
+            free_block(block_of(node))
+        free_node(node)
+
+
+cdef int need_grad(Node* node) except -1:
+    """Give a block room for its gradients, 0 at first, if it has none."""
+    cdef Block* block = block_of(node)
+    cdef Block* owner
+    if block.grad is not NULL:
+        return 0
+    if block.op == VIEW:
+        need_grad(block.inputs[0])
+        owner = block_of(block.inputs[0])
+        block.grad = owner.grad + (block.data - owner.data)
+    else:
+        block.grad = new_buffer(size_of(node))
+        memset(block.grad, 0, size_of(node) * sizeof(double))
+    return 0
+
+
+cdef void block_forward(Node* node) noexcept nogil:
+    cdef Block* y = block_of(node)
+    cdef Block* a = block_of(y.inputs[0])
+    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
+    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
+    if y.op == LOAD:
+        memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
+    elif y.op == EMBEDDING:
+        embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
+    elif y.op == MATRIX_ADD:
+        add_forward(y.data, a.data, b.data, y.rows * y.cols)
+    elif y.op == LINEAR:
+        linear_forward(y.data, a.data, b.data, y.rows, a.cols, y.cols)
+    elif y.op == RMSNORM:
+        rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
+    elif y.op == MATRIX_RELU:
+        relu_forward(y.data, a.data, y.rows * y.cols)
+    elif y.op == SOFTMAX:
+        softmax_forward(y.data, a.data, y.saved[0], y.rows, y.cols)
+    elif y.op == ATTENTION:
+        attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
+                          y.cols, y.n_head)
+    elif y.op == ATTENTION_WEIGHTS:
+        attention_weights_forward(y.data, a.data, b.data, y.ids.items,
+                                  a.rows, b.rows, a.cols, y.n_head)
+    elif y.op == CROSS_ENTROPY:
+        cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
+
+
+cdef void block_backward(Node* node) noexcept nogil:
+    cdef Block* y = block_of(node)
+    cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
+    cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
+    cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
+    cdef Py_ssize_t i
+    if y.op == PACK:
+        for i in range(y.rows * y.cols):
+            y.items[i].grad += y.grad[i]
+    elif y.op == EMBEDDING:
+        embedding_backward(a.grad, y.grad, y.ids.items, y.rows, y.cols)
+    elif y.op == MATRIX_ADD:
+        add_backward(a.grad, b.grad, y.grad, y.rows * y.cols)
+    elif y.op == LINEAR:
+        linear_backward(a.grad, b.grad, y.grad, a.data, b.data, y.rows, a.cols, y.cols)
+    elif y.op == RMSNORM:
+        rmsnorm_backward(a.grad, y.grad, a.data, y.saved, y.rows, y.cols)
+    elif y.op == MATRIX_RELU:
+        relu_backward(a.grad, y.grad, a.data, y.rows * y.cols)
+    elif y.op == SOFTMAX:
+        softmax_backward(a.grad, y.grad, y.data, y.saved[0], y.rows, y.cols)
+    elif y.op == ATTENTION:
+        attention_backward(a.grad, b.grad, c.grad, y.grad, y.saved, y.ids.items, y.rows, b.rows,
+                           y.cols, y.n_head)
+    elif y.op == ATTENTION_WEIGHTS:
+        attention_weights_backward(a.grad, b.grad, y.grad, y.data, a.data, b.data, y.ids.items,
+                                   a.rows, b.rows, a.cols, y.n_head)
+    elif y.op == CROSS_ENTROPY:
+        cross_entropy_backward(a.grad, y.grad, y.saved, y.ids.items, a.rows, a.cols)
+
+
+cdef struct Frame:
+    Node* node
+    Py_ssize_t next  # the child to look at
+
+
+cdef struct Traversal:  # one backward
+    uint16_t number
+    Frame* stack
+    Py_ssize_t depth
+    Py_ssize_t stack_capacity
+    Node** topo
+    Py_ssize_t n
+    Py_ssize_t capacity
+    Py_ssize_t entries  # of all blocks in the graph
+    bint has_scalar_leaves
+
+
+cdef enum:
+    MAX_TRAVERSALS = 64  # at the same time, in as many threads
+    LONG_TRAVERSAL = 100_000  # entries from which it pays to let other threads work meanwhile
+
+
+cdef str BUSY = "another thread is differentiating a part of this graph"
+cdef bint numbers_in_use[MAX_TRAVERSALS + 1]
+
+
+cdef uint16_t take_number() except 0:
+    """Return a number that no other traversal has."""
+    cdef int number
+    for number in range(1, MAX_TRAVERSALS + 1):
+        if not numbers_in_use[number]:
+            numbers_in_use[number] = True
+            return number
+    raise RuntimeError(f"more than {MAX_TRAVERSALS} threads are in backward")
+
+
+cdef int start_traversal(Node* root, Traversal* walk) except -1:
+    """Sort the graph below root and mark its nodes."""
+    memset(walk, 0, sizeof(Traversal))
+    walk.number = take_number()
+    try:
+        sort(root, walk)
+    except:
+        end_traversal(walk)
+        PyMem_RawFree(walk.topo)
+        walk.topo = NULL
+        raise
+    return 0
+
+
+cdef void end_traversal(Traversal* walk) noexcept:
+    """Take the marks off."""
+    cdef Py_ssize_t i
+    for i in range(walk.n):
+        walk.topo[i].mark = 0
+    for i in range(walk.depth):
+        walk.stack[i].node.mark = 0
+    numbers_in_use[walk.number] = False
+    PyMem_RawFree(walk.stack)
+    walk.stack = NULL
+
+
+cdef int backward_from(Node* root) except -1:
+    """Traversal backward; keep the root meanwhile, whatever happens to its handle."""
+    root.refs += 1
+    try:
+        return backward_below(root)
+    finally:
+        release(root)
+
+
+cdef int backward_below(Node* root) except -1:
+    cdef Traversal walk
+    if root.kind == LEAF:
+        root.grad = 1.0
+        return 0
+    if root.kind == ELEMENT and block_of(root.left).op == NONE:
+        need_grad(root.left)
+        block_of(root.left).grad[<uintptr_t>root.right] = 1.0
+        return 0
+    start_traversal(root, &walk)
+    root.grad = 1.0
+    if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves:
+        with nogil:
+            sweep(&walk, walk.number)  # the marks stay: they keep other threads out
+    else:
+        sweep(&walk, 0)
+        walk.n = 0
+    end_traversal(&walk)
+    PyMem_RawFree(walk.topo)
+    return 0
+
+
+cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
+    """Double an array of the sort."""
+    cdef Py_ssize_t more = 2 * capacity[0] if capacity[0] else 64
+    cdef void* moved = NULL if allocation_should_fail() else PyMem_RawRealloc(memory[0], more * size)
+    if moved is NULL:
+        raise MemoryError(f"no memory to sort a graph of more than {capacity[0]} nodes")
+    memory[0] = moved
+    capacity[0] = more
+    return 0
+
+
+cdef inline int visit(Node* node, Traversal* walk) except -1:
+    """Put a node on the stack, its gradient ready, unless it is a scalar leaf or was visited."""
+    if node.kind == LEAF:
+        walk.has_scalar_leaves = True
+        return 0
+    if node.mark == walk.number:
+        return 0
+    if node.mark:
+        raise RuntimeError(BUSY)
+    if walk.depth == walk.stack_capacity:
+        grow(<void**>&walk.stack, &walk.stack_capacity, sizeof(Frame))
+    if node.kind != BLOCK:
+        node.grad = 0.0
+    else:
+        need_grad(node)
+        walk.entries += size_of(node)
+        if block_of(node).op > VIEW:
+            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
+    node.mark = walk.number
+    walk.stack[walk.depth].node = node
+    walk.stack[walk.depth].next = 0
+    walk.depth += 1
+    if (walk.n + walk.depth) & 0xFFFF == 0:
+        PyErr_CheckSignals()  # an interrupt ends the sort, when no gradient has been passed on
+    return 0
+
+
+cdef int sort(Node* root, Traversal* walk) except -1:
+    """List the nodes below root, children first: depth-first, children left to right.
+
+    Scalar leaves are left out: they pass no gradient on.
+    """
+    cdef Frame* frame
+    cdef Node* child
+    visit(root, walk)
+    while walk.depth:
+        frame = &walk.stack[walk.depth - 1]
+        child = child_at(frame.node, frame.next)
+        if child is not NULL:
+            frame.next += 1
+            visit(child, walk)
+            continue
+        if walk.n == walk.capacity:
+            grow(<void**>&walk.topo, &walk.capacity, sizeof(Node*))
+        walk.topo[walk.n] = frame.node
+        walk.n += 1
+        walk.depth -= 1
+    return 0
+
+
+cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
+    """Pass gradients from parents to children, in the reverse of the sorted order.
+
+    mark: what each node is marked with when it is done.
+    """
+    cdef Py_ssize_t i, j
+    cdef Node* node
+    cdef Many* many
+    cdef double grad
+    for i in range(walk.n - 1, -1, -1):
+        node = walk.topo[i]
+        node.mark = mark
+        grad = node.grad
+        if node.kind <= CUSTOM2:
+            node.left.grad += node.local_grad[0] * grad
+            (<Node*>node.right).grad += node.local_grad[1] * grad
+        elif node.kind <= CUSTOM1:
+            node.left.grad += node.local_grad[0] * grad
+        elif node.kind == BLOCK:
+            block_backward(node)
+        elif node.kind == ELEMENT:
+            block_of(node.left).grad[<uintptr_t>node.right] += grad
+        elif node.kind == MEAN:
+            mean_backward(block_of(node.left).grad, grad, size_of(node.left))
+        else:
+            many = <Many*>node.right
+            for j in range(many.n):
+                many.children[j].grad += many.local_grads[j] * grad

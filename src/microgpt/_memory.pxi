@@ -1,0 +1,410 @@
+# Nodes, blocks and buffers: who owns what, and where it waits for reuse. Part of _core.pyx.
+
+cdef extern from *:
+    """
+    #if defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define __SANITIZE_ADDRESS__ 1
+    #endif
+    #endif
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #else
+    #define ASAN_POISON_MEMORY_REGION(start, size) ((void)0)
+    #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)0)
+    #endif
+    """
+    # So that AddressSanitizer sees a use of what waits in our own lists; else they do nothing.
+    void poison "ASAN_POISON_MEMORY_REGION"(void*, size_t) noexcept nogil
+    void unpoison "ASAN_UNPOISON_MEMORY_REGION"(void*, size_t) noexcept nogil
+
+
+cdef enum Kind:
+    LEAF
+    ADD  # ADD to CUSTOM2: two children, left and right
+    MUL
+    CUSTOM2
+    POW  # POW to CUSTOM1: one child, left
+    EXP
+    LOG
+    RELU
+    CUSTOM1
+    CUSTOM  # any number of children, in right as Many*
+    ELEMENT  # left: a block's node; right: the place in the block, as a number
+    MEAN  # left: a block's node
+    BLOCK  # right: Block*
+
+
+cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "mean", "")
+
+
+cdef enum Op:
+    NONE  # a leaf
+    VIEW  # rows of inputs[0], sharing its numbers and gradients
+    LOAD  # only on a tape: no block of its own, inputs[1] is copied into inputs[0]
+    PACK
+    EMBEDDING
+    MATRIX_ADD
+    LINEAR
+    RMSNORM
+    MATRIX_RELU
+    SOFTMAX
+    ATTENTION
+    ATTENTION_WEIGHTS
+    CROSS_ENTROPY
+
+
+cdef struct Node:  # 64 bytes
+    PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a list
+    uint32_t refs  # the handle and the parents
+    uint16_t mark  # 0, or the number of the backward run that is at work on this node
+    uint8_t kind
+    double data
+    double grad
+    Node* left
+    void* right
+    double local_grad[2]
+
+
+cdef struct Many:
+    Py_ssize_t n
+    Node** children
+    double* local_grads
+
+
+cdef struct IdBuffer:  # ints that nodes refer to
+    Py_ssize_t refs
+    Py_ssize_t n
+    Py_ssize_t limit  # all of them are below it
+    Index* items
+
+
+cdef struct Block:
+    Py_ssize_t rows
+    Py_ssize_t cols
+    double* data
+    double* grad  # NULL until needed
+    double* saved  # what backward needs of the forward
+    Py_ssize_t n_saved
+    Node* inputs[3]
+    Node** items  # PACK: one scalar node an entry, else NULL
+    Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
+    IdBuffer* ids
+    Py_ssize_t n_head
+    uint8_t op
+    uint8_t n_inputs
+    Block* next  # in the list of Blocks done with
+
+
+cdef inline Block* block_of(Node* node) noexcept nogil:
+    return <Block*>node.right
+
+
+cdef inline double* place_of(Node* element) noexcept nogil:
+    return block_of(element.left).data + <uintptr_t>element.right
+
+
+cdef Py_ssize_t requests_until_failure = 0  # n: the n-th request for memory from here on fails; 0: none
+
+
+def _fail_allocation(Py_ssize_t n):
+    """Let the n-th request for memory from now and all after it fail; 0: none. For tests.
+
+    Meanwhile no buffer or Block comes from the lists of spare ones. Returns whether one failed.
+    """
+    global requests_until_failure
+    failed, requests_until_failure = requests_until_failure == 1, n + 1 if n > 0 else 0
+    return failed
+
+
+cdef bint allocation_should_fail() noexcept:
+    """Whether this request for memory is to fail."""
+    global requests_until_failure
+    if requests_until_failure > 1:
+        requests_until_failure -= 1
+    return requests_until_failure == 1
+
+
+cdef void* allocate(size_t size) except NULL:
+    """Ask the system for memory; here and in `grow`, nowhere else."""
+    cdef void* memory = NULL if allocation_should_fail() else PyMem_RawMalloc(size)
+    if memory is NULL:
+        raise MemoryError(f"no memory for {size} bytes of graph")
+    return memory
+
+
+cdef struct Arena:
+    void* memory
+    uint32_t n_empty
+
+
+cdef struct Chunk:  # the first 64 bytes of a chunk
+    Arena* arena
+    Chunk* next
+    Chunk* previous
+    Node* freed  # released nodes, linked by handle
+    uint32_t live
+    uint8_t state
+
+
+cdef enum ChunkState:
+    CURRENT  # nodes are numbers_in_use from it
+    FULL  # more than half of its nodes are alive
+    SPARSE  # in the list of chunks worth taking nodes from
+    EMPTY
+
+
+cdef enum:
+    CHUNK_BYTES = 1 << 16
+    CHUNKS_PER_ARENA = 16
+    SPARE_CHUNKS = 256  # empty chunks kept for the next graph: 16 MiB
+
+
+cdef uint32_t NODES_PER_CHUNK = CHUNK_BYTES // sizeof(Node) - 1
+cdef Chunk* current_chunk = NULL
+cdef Node* next_node = NULL  # the untouched rest of the current chunk
+cdef Node* end_of_chunk = NULL
+cdef Chunk* empty_chunks = NULL
+cdef Chunk* sparse_chunks = NULL
+cdef Py_ssize_t n_empty_chunks = 0
+
+
+cdef inline Chunk* chunk_of(Node* node) noexcept:
+    return <Chunk*>(<uintptr_t>node & ~<uintptr_t>(CHUNK_BYTES - 1))
+
+
+cdef inline void put_chunk(Chunk** first, Chunk* chunk) noexcept:
+    chunk.previous = NULL
+    chunk.next = first[0]
+    if first[0] is not NULL:
+        first[0].previous = chunk
+    first[0] = chunk
+
+
+cdef inline void take_chunk(Chunk** first, Chunk* chunk) noexcept:
+    if chunk.previous is NULL:
+        first[0] = chunk.next
+    else:
+        chunk.previous.next = chunk.next
+    if chunk.next is not NULL:
+        chunk.next.previous = chunk.previous
+
+
+cdef int new_arena() except -1:
+    global empty_chunks, n_empty_chunks
+    cdef size_t size = (CHUNKS_PER_ARENA + 1) * CHUNK_BYTES + sizeof(Arena)
+    cdef void* memory = allocate(size)
+    cdef uintptr_t first = (<uintptr_t>memory + CHUNK_BYTES - 1) & ~<uintptr_t>(CHUNK_BYTES - 1)
+    cdef Arena* arena = <Arena*>(first + CHUNKS_PER_ARENA * CHUNK_BYTES)
+    cdef Chunk* chunk
+    cdef int i
+    arena.memory = memory
+    arena.n_empty = CHUNKS_PER_ARENA
+    for i in range(CHUNKS_PER_ARENA - 1, -1, -1):
+        chunk = <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES)
+        chunk.arena = arena
+        chunk.live = 0
+        chunk.freed = NULL
+        chunk.state = EMPTY
+        put_chunk(&empty_chunks, chunk)
+    n_empty_chunks += CHUNKS_PER_ARENA
+    return 0
+
+
+cdef void free_arena(Arena* arena) noexcept:
+    global n_empty_chunks
+    cdef uintptr_t first = <uintptr_t>arena - CHUNKS_PER_ARENA * CHUNK_BYTES
+    cdef int i
+    for i in range(CHUNKS_PER_ARENA):
+        take_chunk(&empty_chunks, <Chunk*>(first + <uintptr_t>i * CHUNK_BYTES))
+    n_empty_chunks -= CHUNKS_PER_ARENA
+    PyMem_RawFree(arena.memory)
+
+
+cdef int next_chunk() except -1:
+    """Make another chunk the current one: an empty one, else a sparse one, else a new one."""
+    global current_chunk, next_node, end_of_chunk, n_empty_chunks
+    cdef Chunk* chunk
+    if empty_chunks is NULL and sparse_chunks is NULL:
+        new_arena()
+    if current_chunk is not NULL:
+        current_chunk.state = FULL
+    next_node = end_of_chunk = NULL
+    if empty_chunks is not NULL:
+        chunk = empty_chunks
+        take_chunk(&empty_chunks, chunk)
+        n_empty_chunks -= 1
+        chunk.arena.n_empty -= 1
+        chunk.freed = NULL
+        next_node = <Node*>chunk + 1
+        end_of_chunk = next_node + NODES_PER_CHUNK
+    else:
+        chunk = sparse_chunks
+        take_chunk(&sparse_chunks, chunk)
+    chunk.state = CURRENT
+    current_chunk = chunk
+    return 0
+
+
+cdef inline Node* new_node(Kind kind, double data) except NULL:
+    """Return a node without handle, parents or children."""
+    global next_node
+    cdef Node* node
+    if next_node is end_of_chunk and (current_chunk is NULL or current_chunk.freed is NULL):
+        next_chunk()
+    if next_node is not end_of_chunk:
+        node = next_node
+        next_node += 1
+    else:
+        node = current_chunk.freed
+        current_chunk.freed = <Node*>node.handle
+    unpoison(node, sizeof(Node))
+    current_chunk.live += 1
+    node.handle = NULL
+    node.refs = 0
+    node.mark = 0
+    node.kind = kind
+    node.data = data
+    node.grad = 0.0
+    node.left = NULL
+    node.right = NULL
+    return node
+
+
+cdef inline void free_node(Node* node) noexcept:
+    global next_node, n_empty_chunks
+    cdef Chunk* chunk = chunk_of(node)
+    node.handle = <PyObject*>chunk.freed
+    poison(&node.refs, sizeof(Node) - sizeof(node.handle))
+    chunk.freed = node
+    chunk.live -= 1
+    if chunk.state == CURRENT:
+        if chunk.live == 0 and end_of_chunk is not NULL:
+            chunk.freed = NULL
+            next_node = end_of_chunk - NODES_PER_CHUNK
+    elif chunk.live == 0:
+        if chunk.state == SPARSE:
+            take_chunk(&sparse_chunks, chunk)
+        chunk.state = EMPTY
+        put_chunk(&empty_chunks, chunk)
+        n_empty_chunks += 1
+        chunk.arena.n_empty += 1
+        if chunk.arena.n_empty == CHUNKS_PER_ARENA and n_empty_chunks > SPARE_CHUNKS:
+            free_arena(chunk.arena)
+    elif chunk.state == FULL and chunk.live <= NODES_PER_CHUNK // 2:
+        chunk.state = SPARSE
+        put_chunk(&sparse_chunks, chunk)
+
+
+cdef enum:
+    N_CLASSES = 15  # buffers of 8, 16, ... 131,072 doubles wait for reuse; larger ones do not
+    SPARE_DOUBLES = 1 << 23  # and 64 MiB of them at most
+
+
+cdef void** spare_buffers[N_CLASSES]
+cdef Py_ssize_t n_spare_doubles = 0
+
+
+cdef inline int size_class(Py_ssize_t n) noexcept:
+    cdef int i = 0
+    while i < N_CLASSES and (<Py_ssize_t>8 << i) < n:
+        i += 1
+    return i
+
+
+cdef double* new_buffer(Py_ssize_t n) except NULL:
+    """Return room for n doubles, aligned to a cache line, its content undefined."""
+    global n_spare_doubles
+    cdef int i = size_class(n)
+    cdef void** raw
+    cdef uintptr_t start
+    if i < N_CLASSES:
+        n = <Py_ssize_t>8 << i
+        if spare_buffers[i] is not NULL and not requests_until_failure:
+            raw = spare_buffers[i]
+            unpoison(raw, n * sizeof(double))
+            spare_buffers[i] = <void**>raw[0]
+            n_spare_doubles -= n
+            return <double*>raw
+    if n > (PY_SSIZE_T_MAX - 128) // <Py_ssize_t>sizeof(double):
+        raise MemoryError(f"no memory for {n} numbers")
+    raw = <void**>allocate(n * sizeof(double) + 64 + sizeof(void*))
+    start = (<uintptr_t>raw + sizeof(void*) + 63) & ~<uintptr_t>63
+    (<void**>start - 1)[0] = raw
+    return <double*>start
+
+
+cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
+    global n_spare_doubles
+    if buffer is NULL:
+        return
+    cdef int i = size_class(n)
+    cdef void** start = <void**>buffer
+    if i < N_CLASSES and n_spare_doubles < SPARE_DOUBLES:
+        start[0] = spare_buffers[i]
+        poison(start + 1, (<size_t>8 << i) * sizeof(double) - sizeof(void*))
+        spare_buffers[i] = start
+        n_spare_doubles += <Py_ssize_t>8 << i
+    else:
+        PyMem_RawFree((start - 1)[0])
+
+
+cdef Block* spare_blocks = NULL
+
+
+cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved) except NULL:
+    """Return the node of a block with room for its numbers (undefined) and n_saved more."""
+    global spare_blocks
+    cdef Node* node
+    cdef Block* block = spare_blocks
+    if cols > PY_SSIZE_T_MAX // rows:
+        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
+    if block is NULL or requests_until_failure:
+        block = <Block*>allocate(sizeof(Block))
+    else:
+        unpoison(block, sizeof(Block))
+        spare_blocks = block.next
+    memset(block, 0, sizeof(Block))
+    block.rows, block.cols, block.op = rows, cols, op
+    try:
+        if op != VIEW and op != LOAD:
+            block.data = new_buffer(rows * cols)
+        if n_saved:
+            block.saved = new_buffer(n_saved)
+            block.n_saved = n_saved
+        node = new_node(BLOCK, 0.0)
+    except:
+        free_block(block)
+        raise
+    node.right = block
+    return node
+
+
+cdef void free_block(Block* block) noexcept:
+    global spare_blocks
+    if block.op != VIEW and block.op != LOAD:
+        free_buffer(block.data, block.rows * block.cols)
+        free_buffer(block.grad, block.rows * block.cols)
+    free_buffer(block.saved, block.n_saved)
+    PyMem_RawFree(block.items)
+    PyMem_RawFree(block.elements)
+    release_ids(block.ids)
+    block.next = spare_blocks
+    poison(block, sizeof(Block) - sizeof(block.next))  # `next` is its last field
+    spare_blocks = block
+
+
+cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
+    cdef IdBuffer* ids = <IdBuffer*>allocate(sizeof(IdBuffer) + n * sizeof(Index))
+    ids.refs = 1
+    ids.n = n
+    ids.limit = PY_SSIZE_T_MAX
+    ids.items = <Index*>(ids + 1)
+    return ids
+
+
+cdef void release_ids(IdBuffer* ids) noexcept:
+    if ids is not NULL:
+        ids.refs -= 1
+        if ids.refs == 0:
+            PyMem_RawFree(ids)
