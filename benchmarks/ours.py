@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from yardsticks import BLOCK_SIZE, N_HEAD, Problem, Result  # noqa: E402
 
-SCRIPT = HERE.parent / "examples" / "microgpt.py"
+SCRIPT = HERE.parent / "examples" / "script.py"
 
 
 def texts(problem: Problem) -> tuple[str, list[str]]:
@@ -44,8 +44,8 @@ def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]
     model = mg.GPT(config, random.Random(0))
     model.load_state_dict(problem.state)
     adam = mg.Adam(model.state_dict.values())
-    tokenizer, rng = mg.Tokenizer(alphabet), random.Random(0)
-    run = mg.Run(documents, tokenizer, model, adam, rng, steps, lr=0.01, batch_size=batch)
+    settings = mg.TrainConfig(steps=steps, batch_size=batch)
+    run = mg.Run(settings, mg.Tokenizer(alphabet), model, adam, random.Random(0), documents)
     start = time.perf_counter()
     for _ in range(steps):
         mg.train_step(run)

@@ -8,16 +8,12 @@ torch.compile, AdamW, a model a thousand times the size.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-here = Path(__file__).resolve().parent
-sys.path = [path for path in sys.path if Path(path).resolve() != here]  # here is a microgpt.py
-
-import microgpt as mg  # noqa: E402
+import microgpt as mg
 
 
 class TorchGPT(nn.Module):
@@ -30,8 +26,8 @@ class TorchGPT(nn.Module):
             weight = torch.empty(nout, nin, dtype=torch.float64)
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
-    def load_checkpoint(self, checkpoint):
-        matrices = checkpoint.model.state_dict.items()
+    def load_run(self, run):
+        matrices = run.model.state_dict.items()
         weights = {name.replace(".", "_"): torch.tensor(m.tolist(), dtype=torch.float64)
                    for name, m in matrices}
         self.load_state_dict(weights)
@@ -59,17 +55,17 @@ def rmsnorm(x):
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
 
 
-def compare(checkpoint, text):
+def compare(run, text):
     """Return the largest differences of logits and of gradients, relative to the largest entry."""
-    ids = checkpoint.encode(text)
-    inputs, targets = checkpoint.model.pairs(ids)
-    theirs = TorchGPT(checkpoint.model.config).load_checkpoint(checkpoint)
-    logits = theirs(torch.tensor([list(inputs)]))[0]
-    F.cross_entropy(logits, torch.tensor(list(targets))).backward()
-    ours = torch.tensor(checkpoint.model.forward(inputs).tolist(), dtype=torch.float64)
-    checkpoint.model.loss([ids]).backward()
+    ids = run.encode(text)
+    inputs, targets, _ = run.model.pack([ids])
+    theirs = TorchGPT(run.model.config).load_run(run)
+    logits = theirs(torch.tensor([inputs]))[0]
+    F.cross_entropy(logits, torch.tensor(targets)).backward()
+    ours = torch.tensor(run.model.forward(inputs).tolist(), dtype=torch.float64)
+    run.model.loss([ids]).backward()
     grads = [torch.tensor(m.grad.tolist(), dtype=torch.float64).flatten()
-             for m in checkpoint.model.state_dict.values()]
+             for m in run.model.state_dict.values()]
     their_grads = [weight.grad.flatten() for weight in theirs.parameters()]
     return difference(ours, logits), difference(torch.cat(grads), torch.cat(their_grads))
 
@@ -79,6 +75,6 @@ def difference(ours, theirs):
 
 
 if __name__ == "__main__":
-    checkpoint = mg.load(sys.argv[1])
-    for what, number in zip(("logits", "gradients"), compare(checkpoint, "emma"), strict=True):
+    run = mg.load(sys.argv[1])
+    for what, number in zip(("logits", "gradients"), compare(run, "emma"), strict=True):
         print(f"{what}: equal to {number:.1e} of the largest")

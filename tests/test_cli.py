@@ -51,7 +51,7 @@ def test_train_prints_what_the_original_prints(names, capsys):
         f"num params: {run.model.num_params}",
         f"step    5 /    5 | loss {run.losses[-1]:.4f}",
     ]
-    assert lines[6] == "--- inference (new, hallucinated names) ---"
+    assert lines[6] == "--- samples ---"
     assert lines[7:] == [f"sample {i:2}: {name}" for i, name in enumerate(mg.generate(run, 3), 1)]
     assert err == ""
 
@@ -94,7 +94,7 @@ def test_the_data_may_start_with_a_byte_order_mark_and_have_blank_lines(tmp_path
     assert run_command(["train", "--data", str(path), "--steps", "1", "--samples", "0"]) == 0
     out = capsys.readouterr().out
     assert "num docs: 2\nvocab size: 5\n" in out
-    assert "inference" not in out
+    assert "samples" not in out
 
 
 def test_without_data_the_bundled_names_are_used(capsys):
@@ -106,24 +106,28 @@ def test_without_data_the_bundled_names_are_used(capsys):
 BAD_USE = {
     "unknown option": (["--nonsense"], "unrecognized arguments: --nonsense"),
     "abbreviated option": (["--step", "3"], "unrecognized arguments: --step"),
-    "zero layers": (["--n-layer", "0"], "--n-layer: 0 is below 1"),
-    "negative width": (["--n-embd", "-4"], "--n-embd: -4 is below 1"),
-    "a size out of this world": (["--n-layer", "9" * 20], "9999 is above 1000000"),
-    "steps without end": (["--steps", "9" * 400], "is above 1000000000000"),
-    "zero heads": (["--n-head", "0"], "--n-head: 0 is below 1"),
-    "zero block size": (["--block-size", "0"], "--block-size: 0 is below 1"),
-    "fraction of a layer": (["--n-layer", "1.5"], "--n-layer: '1.5' is not a whole number"),
+    "zero layers": (["--n-layer", "0"], "n_layer must be at least 1, not 0"),
+    "negative width": (["--n-embd", "-4"], "n_embd must be at least 1, not -4"),
+    "a size out of this world": (["--n-layer", "9" * 20], "n_layer must be at most 1000000"),
+    "steps without end": (["--steps", "9" * 400], "steps must be at most 1000000000000"),
+    "zero heads": (["--n-head", "0"], "n_head must be at least 1, not 0"),
+    "zero block size": (["--block-size", "0"], "block_size must be at least 1, not 0"),
+    "fraction of a layer": (["--n-layer", "1.5"], "--n-layer: invalid int value: '1.5'"),
     "indivisible width": (["--n-embd", "10"], "n_embd must be a multiple of n_head"),
-    "empty batches": (["--batch-size", "0"], "--batch-size: 0 is below 1"),
-    "negative steps": (["--steps", "-1"], "--steps: -1 is below 0"),
-    "negative samples": (["--samples", "-1"], "--samples: -1 is below 0"),
-    "negative temperature": (["--temperature", "-0.5"], "--temperature: -0.5 is not"),
-    "temperature that is no number": (["--temperature", "nan"], "--temperature: nan is not"),
-    "lr that is a word": (["--lr", "fast"], "--lr: 'fast' is not a number"),
-    "lr that is nan": (["--lr", "nan"], "--lr: nan is not a finite number"),
-    "lr that is infinite": (["--lr", "inf"], "--lr: inf is not a finite number"),
-    "negative lr": (["--lr", "-0.1"], "--lr: -0.1 is not"),
-    "seed that is a word": (["--seed", "x"], "--seed: 'x' is not a whole number"),
+    "empty batches": (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
+    "negative steps": (["--steps", "-1"], "steps must be at least 0, not -1"),
+    "negative samples": (["--samples", "-1"], "not -1"),
+    "negative temperature": (["--temperature", "-0.5"], "temperature must be at least 0, not -0.5"),
+    "temperature that is no number": (["--temperature", "nan"], "temperature must be at least 0"),
+    "lr that is a word": (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+    "lr that is nan": (["--lr", "nan"], "lr must be a finite number of at least 0, not"),
+    "lr that is infinite": (["--lr", "inf"], "lr must be a finite number of at least 0, not"),
+    "negative lr": (["--lr", "-0.1"], "lr must be a finite number of at least 0, not"),
+    "seed that is a word": (["--seed", "x"], "--seed: invalid int value: 'x'"),
+    "seed of many digits": (["--seed", "9" * 400], "seed must be at most 18446744073709551616"),
+    "seed of too many digits": (["--seed", "9" * 9000], "--seed: invalid int value: '999"),
+    "option of two lines": (["--a\nb"], "unrecognized arguments"),
+    "option without an end": (["--" + "x" * 9000], "unrecognized arguments: --xxx"),
     "missing argument": (["--steps"], "--steps: expected one argument"),
     "missing file": (["--data", "no/such/file.txt"], "no/such/file.txt: No such file"),
     "log in a missing folder": (["--log", "no/such/log.jsonl"], "no/such/log.jsonl"),
@@ -139,7 +143,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(name, names, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("microgpt") and err.count("\n") == 1 and err.endswith("\n")
-    assert message in err
+    assert message in err and len(err) < 300
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
 CANNOT_CHANGE = {
     "--steps": "11", "--seed": "1", "--lr": "0.02", "--batch-size": "2", "--n-embd": "32",
     "--n-layer": "2", "--n-head": "2", "--block-size": "9", "--val-fraction": "0.5",
-    "--split": "stream",
+    "--unit": "stream",
 }  # fmt: skip
 
 
@@ -446,7 +450,7 @@ BAD_KEEPING = {
     "log that is the model": (["--out", "m", "--log", "m"], "the model would overwrite the log"),
     "missing run": (["--resume", "missing"], "missing: No such file"),
     "run that is the data": (["--resume", "names.txt"], "not a safetensors file"),
-    "unknown split": (["--split", "words"], "argument --split: invalid choice"),
+    "unknown unit": (["--unit", "words"], "argument --unit: invalid choice: 'words'"),
 }
 
 
@@ -524,14 +528,14 @@ def test_validation_is_shown_beside_two_baselines(names, capsys):
         assert line == f"step    {step} /    4 | loss {loss:.4f} | val loss {val_loss:.4f}"
 
 
-@pytest.mark.parametrize("split", ["paragraphs", "stream"])
-def test_texts_that_are_no_names_are_trained_on(split, tmp_path, capsys):
+@pytest.mark.parametrize("unit", ["paragraph", "stream"])
+def test_texts_that_are_no_names_are_trained_on(unit, tmp_path, capsys):
     path, out = tmp_path / "text.txt", str(tmp_path / "m")
     path.write_text("to be\nor not to be\n\nthat is the question\n" * 5)
-    command = ["train", "--data", str(path), "--split", split, "--steps", "3", "--out", out]
+    command = ["train", "--data", str(path), "--unit", unit, "--steps", "3", "--out", out]
     assert run_command([*command, "--val-fraction", "0.2", "--samples", "1"]) == 0
     lines = lines_of(capsys)
-    assert lines[2] == ("num characters: 164" if split == "stream" else "num docs: 2")
+    assert lines[2] == ("num characters: 164" if unit == "stream" else "num docs: 2")
     assert run_command(["eval", out]) == 0
     [again] = [line.split()[-1] for line in lines_of(capsys) if line.startswith("loss")]
     [measured] = [line.split()[-1] for line in lines if "val loss" in line]
@@ -598,7 +602,7 @@ def test_score_tells_the_loss_at_each_position(model, capsys):
     lines = lines_of(capsys)
     saved = mg.load(model)
     total = 5 * mg.mean_loss(saved.model, [saved.encode("emma")])
-    assert lines[0] == f"emma: loss {total / 5:.4f} a position, {total:.4f} in total"
+    assert lines[0] == f"emma: loss {total / 5:.4f} per position, {total:.4f} in total"
     assert [line.split()[:2] for line in lines[1:6]] == [
         ["1", "e"], ["2", "m"], ["3", "m"], ["4", "a"], ["5", "(end)"]
     ]  # fmt: skip
@@ -621,9 +625,16 @@ BAD_COMMANDS = {
     "long text": (["score", "names.safetensors", "ava" * 9], "longer than block_size"),
     "prompt of others": (["sample", "names.safetensors", "--prompt", "zoe"], "not in the alphabet"),
     "long prompt": (["sample", "names.safetensors", "--prompt", "ava" * 9], "leaves no room in 8"),
-    "top-k of 0": (["sample", "names.safetensors", "--top-k", "0"], "--top-k: 0 is below 1"),
+    "top-k of 0": (["sample", "names.safetensors", "--top-k", "0"], "top_k must be at least 1"),
+    "negative top": (["score", "names.safetensors", "emma", "--top", "-1"], "not -1"),
+    "negative n": (["sample", "names.safetensors", "-n", "-1"], "n must be at least 0, not -1"),
     "top-p of 2": (["sample", "names.safetensors", "--top-p", "2"], "top_p must be above 0"),
     "top-p of 0": (["sample", "names.safetensors", "--top-p", "0"], "top_p must be above 0"),
+    "top-p below 0": (["sample", "names.safetensors", "--top-p", "-1"], "top_p must be above 0"),
+    "top-p of nan": (["sample", "names.safetensors", "--top-p", "nan"], "top_p must be above 0"),
+    "negative temperature": (["sample", "names.safetensors", "--temperature", "-1"],
+                             "temperature must be at least 0, not -1.0"),
+    "model of another class": (["sample", "other.safetensors"], "is a 'Other', not a GPT"),
     "other data": (["sample", "names.safetensors", "--new", "--data", "names.safetensors"],
                    "not UTF-8"),
 }  # fmt: skip
@@ -632,6 +643,7 @@ BAD_COMMANDS = {
 @pytest.mark.parametrize("name", BAD_COMMANDS)
 def test_wrong_use_of_a_model_is_one_line_and_exit_code_2(name, model, capsys, monkeypatch):
     monkeypatch.chdir(model.parent)
+    mg.save(mg.prepare(NAMES, model=type("Other", (mg.GPT,), {})), "other.safetensors")
     arguments, message = BAD_COMMANDS[name]
     assert message in fails(capsys, 2, *arguments)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from microgpt import data
+from microgpt import data, files
 from microgpt.data import DownloadError, checksum, describe, load_documents
 
 BUNDLED_SHA256 = "c552ee4f4b29da93458a2f23adddafd582b5a17fa689346283f7ef07ea2db402"
@@ -92,28 +92,28 @@ TEXT = "\ufeffTo be,\r\nor not \n\n \t\n\n  that is\rthe question\n"
 
 
 @pytest.mark.parametrize(
-    ("split", "docs"),
+    ("unit", "docs"),
     [
-        ("lines", ["To be,", "or not", "that is", "the question"]),
-        ("paragraphs", ["To be,\nor not", "that is\nthe question"]),
+        ("line", ["To be,", "or not", "that is", "the question"]),
+        ("paragraph", ["To be,\nor not", "that is\nthe question"]),
         ("stream", ["To be,\nor not \n\n \t\n\n  that is\nthe question\n"]),
     ],
 )
-def test_a_text_splits_into_lines_paragraphs_or_not_at_all(file, split, docs):
+def test_a_text_splits_into_lines_paragraphs_or_not_at_all(file, unit, docs):
     file.write_bytes(TEXT.encode())
-    assert load_documents(file, split) == docs
+    assert load_documents(file, unit) == docs
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
-def test_a_blank_text_has_no_documents_in_any_split(file, split):
+@pytest.mark.parametrize("unit", data.UNITS)
+def test_a_blank_text_has_no_documents_in_any_unit(file, unit):
     file.write_text(" \n\n\t\n")
     with pytest.raises(ValueError, match="holds only blank lines"):
-        load_documents(file, split)
+        load_documents(file, unit)
 
 
-def test_an_unknown_split_is_an_error():
-    with pytest.raises(ValueError, match="lines, paragraphs or stream, not 'words'"):
-        load_documents(split="words")
+def test_an_unknown_unit_is_an_error():
+    with pytest.raises(ValueError, match="line, paragraph or stream, not 'words'"):
+        load_documents(unit="words")
 
 
 def test_the_bundled_names_have_a_name_too():
@@ -172,7 +172,7 @@ def test_file_that_fails_to_open(file, monkeypatch):
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(data, "open", refuse, raising=False)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(PermissionError) as caught:
         load_documents(file)
     assert error_line(caught) == f"{file}: Permission denied"
@@ -393,10 +393,12 @@ def test_cache_that_is_a_file(server, cache):
 
 
 def test_cache_that_cannot_be_written(server, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    def refuse(path, mode):
+        if mode == "rb":
+            return open(path, mode)
+        raise OSError(28, "No space left on device", path)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     assert "(No space left on device)" in download_error()
 
 

@@ -12,12 +12,13 @@ from unittest import mock
 import pytest
 
 import microgpt
-from microgpt.cli import _parser, run_command
+from microgpt.cli import run_command
+from microgpt.options import parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = ["", ".adam", ".checkpoint", ".cli", ".core", ".data", ".evaluate", ".gradcheck"]
-MODULES += [".model", ".sampling", ".tokenizer", ".training"]
+MODULES += [".files", ".model", ".options", ".safetensors", ".sampling", ".tokenizer", ".training"]
 TRACKERS = ["mlflow", "wandb", "torch", "torch.utils", "torch.utils.tensorboard"]
 
 
@@ -76,8 +77,8 @@ def models(tmp_path_factory):
     for file, content in (("names", "\n".join(names)), ("pets", "luna\nbella"),
                           ("poems", text), ("python", text)):
         (folder / f"{file}.txt").write_text(content, encoding="utf-8")
-    for name, docs, split in (("names", names, "lines"), ("python", [text], "stream")):
-        run = microgpt.prepare(docs, steps=3, split=split)
+    for name, docs, unit in (("names", names, "line"), ("python", [text], "stream")):
+        run = microgpt.prepare(docs, steps=3, unit=unit)
         microgpt.train_step(run)
         run.dataset = f"{name}.txt"
         microgpt.save(run, folder / f"{name}.safetensors")
@@ -107,9 +108,9 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
 
 def options():
     """Return each command with each of its options."""
-    parser = _parser()
-    [commands] = [action for action in parser._actions if isinstance(action.choices, dict)]
-    every = [("", parser), *commands.choices.items()]
+    top = parser()
+    [commands] = [action for action in top._actions if isinstance(action.choices, dict)]
+    every = [("", top), *commands.choices.items()]
     return [
         (name, flag) for name, command in every for action in command._actions
         for flag in action.option_strings if flag not in ("-h", "--help")

@@ -11,7 +11,7 @@ import pytest
 import microgpt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPT = EXAMPLES / "microgpt.py"
+SCRIPT = EXAMPLES / "script.py"
 RECORD = Path(__file__).with_name("record.json")
 
 

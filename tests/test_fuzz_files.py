@@ -48,7 +48,7 @@ def checkpoint():
 
 
 def check_checkpoint(saved):
-    assert saved.adam.step == len(saved.losses) <= saved.steps
+    assert len(saved.losses) <= saved.adam.step <= saved.config.steps
     assert all(map(math.isfinite, saved.losses))
     try:
         documents = mg.generate(saved, n=2)
@@ -128,7 +128,7 @@ def test_a_mutated_file_gives_a_result_or_one_clear_error(kind, tmp_path):
             answers["error"] += 1
             message = str(error)
             assert path.name in message and len(message.splitlines()) == 1, data
-            assert len(message) < 500 + len(str(path)), data
+            assert len(message) < 300 + len(str(path)), data
             assert message.isprintable(), data
         else:
             answers["result"] += 1

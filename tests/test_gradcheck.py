@@ -4,122 +4,44 @@ import math
 import random
 
 import pytest
+from ops import CASES, SMALL_CASES, VALUE_OPS, weighted_sum
 
 import microgpt as mg
 from microgpt.gradcheck import gradcheck
 
-VALUE_OPS = {
-    "a + b": lambda a, b: a + b,
-    "a + 2": lambda a, b: a + 2,
-    "2 + a": lambda a, b: 2 + a,
-    "a - b": lambda a, b: a - b,
-    "a - 2": lambda a, b: a - 2,
-    "2 - a": lambda a, b: 2 - a,
-    "a * b": lambda a, b: a * b,
-    "a * 2": lambda a, b: a * 2,
-    "2 * a": lambda a, b: 2 * a,
-    "a / b": lambda a, b: a / b,
-    "a / 2": lambda a, b: a / 2,
-    "2 / a": lambda a, b: 2 / a,
-    "-a": lambda a, b: -a,
-    "a ** 3": lambda a, b: a**3,
-    "a ** -2": lambda a, b: a**-2,
-    "a ** 0.5": lambda a, b: a**0.5,
-    "a ** 0": lambda a, b: a**0,
-    "exp": lambda a, b: a.exp(),
-    "log": lambda a, b: a.log(),
-    "relu": lambda a, b: a.relu(),
-    "relu of a negative": lambda a, b: (-a).relu(),
-    "a": lambda a, b: a,
-    "nothing": lambda a, b: a * 0 + b * 0,
-    "shared": lambda a, b: (a * b + a) * (a * b - b) / (a + b),
-    "deep": lambda a, b: (((a * b).exp() + a).log() * b) ** 2,
+GRAPHS = {
+    "a ** 0": lambda a, b, x: a**0,
+    "relu of a negative": lambda a, b, x: (-a).relu(),
+    "a": lambda a, b, x: a,
+    "nothing": lambda a, b, x: a * 0 + b * 0,
+    "shared": lambda a, b, x: (a * b + a) * (a * b - b) / (a + b),
+    "deep": lambda a, b, x: (((a * b).exp() + a).log() * b) ** x,
 }
 
 
-@pytest.mark.parametrize("name", VALUE_OPS)
+@pytest.mark.parametrize("name", VALUE_OPS | GRAPHS)
 def test_a_value_op_has_the_right_gradient(core, name):
-    for a, b in [(0.7, 1.9), (2.5, 0.3), (1.0, 1.0)]:
-        assert gradcheck(VALUE_OPS[name], [core.Value(a), core.Value(b)]) is True
+    op = (VALUE_OPS | GRAPHS)[name]
+    for a, b, x in [(0.7, 1.9, 2), (2.5, 0.3, -2), (1.0, 1.0, 0.5), (1.3, 0.8, 3)]:
+        assert gradcheck(lambda a, b, x=x: op(a, b, x), [core.Value(a), core.Value(b)]) is True
 
 
-# name -> the op of a core, the shapes of its Matrices
-BLOCK_OPS = {
-    "add": (lambda c, a, b: a + b, [(3, 5)] * 2),
-    "add to itself": (lambda c, a: a + a, [(3, 5)]),
-    "embedding": (lambda c, t: c.embedding(t, [3, 0, 3]), [(4, 3)]),
-    "linear": (lambda c, x, w: c.linear(x, w), [(3, 5), (4, 5)]),
-    "linear of one row": (lambda c, x, w: c.linear(x, w), [(1, 5), (3, 5)]),
-    "linear of one column": (lambda c, x, w: c.linear(x, w), [(4, 1), (3, 1)]),
-    "linear 7x17": (lambda c, x, w: c.linear(x, w), [(7, 17), (9, 17)]),
-    "linear with itself": (lambda c, x: c.linear(x, x), [(3, 5)]),
-    "rmsnorm": (lambda c, x: c.rmsnorm(x), [(3, 5)]),
-    "rmsnorm of one row": (lambda c, x: c.rmsnorm(x), [(1, 7)]),
-    "rmsnorm of one column": (lambda c, x: c.rmsnorm(x), [(4, 1)]),
-    "rmsnorm 7x17": (lambda c, x: c.rmsnorm(x), [(7, 17)]),
-    "relu": (lambda c, x: c.relu(x), [(3, 5)]),
-    "softmax": (lambda c, x: c.softmax(x), [(3, 5)]),
-    "softmax of one column": (lambda c, x: c.softmax(x), [(4, 1)]),
-    "softmax 7x17": (lambda c, x: c.softmax(x), [(7, 17)]),
-    "attention": (lambda c, q, k, v: c.attention(q, k, v, 2), [(3, 4)] * 3),
-    "attention of one row": (lambda c, q, k, v: c.attention(q, k, v, 2), [(1, 4)] * 3),
-    "attention of one column": (lambda c, q, k, v: c.attention(q, k, v, 1), [(4, 1)] * 3),
-    "attention, odd": (lambda c, q, k, v: c.attention(q, k, v, 3), [(5, 9)] * 3),
-    "attention with itself": (lambda c, x: c.attention(x, x, x, 1), [(3, 4)]),
-    "attention, more keys": (
-        lambda c, q, k, v: c.attention(q, k, v, 2), [(2, 4), (5, 4), (5, 4)],
-    ),
-    "attention, packed": (
-        lambda c, q, k, v: c.attention(q, k, v, 2, [0, 2, 3]), [(5, 4)] * 3,
-    ),
-    "attention_weights": (lambda c, q, k: c.attention_weights(q, k, 2), [(3, 4)] * 2),
-    "attention_weights, more keys": (
-        lambda c, q, k: c.attention_weights(q, k, 2), [(2, 4), (5, 4)],
-    ),
-    "attention_weights, packed": (
-        lambda c, q, k: c.attention_weights(q, k, 1, [0, 1]), [(4, 2)] * 2,
-    ),
-    "cross_entropy": (lambda c, x: c.cross_entropy(x, [4, 0, 4]), [(3, 5)]),
-    "cross_entropy of one row": (lambda c, x: c.cross_entropy(x, [1]), [(1, 5)]),
-    "cross_entropy 7x17": (lambda c, x: c.cross_entropy(x, [16] * 7), [(7, 17)]),
-    "mean": (lambda c, x: c.Matrix.pack([[c.mean(x)]]), [(3, 5)]),
-    "pack": (lambda c, x: c.Matrix.pack([[x[1][0], x[0][1] * x[1][0]]]), [(2, 2)]),
-    "rows": (lambda c, x: x[1:3], [(4, 2)]),
-    "all together": (
-        lambda c, t, w: c.softmax(
-            c.linear(c.rmsnorm(c.embedding(t, [0, 2, 1]) + c.embedding(t, [1, 1, 1])), w)
-        ),
-        [(3, 4), (5, 4)],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BLOCK_OPS)
+@pytest.mark.parametrize("name", SMALL_CASES)
 def test_a_block_op_has_the_right_gradient(core, name):
-    op, shapes = BLOCK_OPS[name]
-    rng = random.Random(name)
-    inputs = [
-        core.Matrix.of([[rng.uniform(0.2, 1.5) * rng.choice((-1, 1)) for _ in range(cols)]
-                        for _ in range(rows)])
-        for rows, cols in shapes
-    ]
-    result = op(core, *inputs)
-    weights = core.Matrix.of([[rng.gauss(0, 1) for _ in result[0]]])
-
-    def loss(*inputs):
-        """Weigh the entries of each row, square the sums, take the mean."""
-        sums = core.linear(op(core, *inputs), weights)
-        return core.mean(core.Matrix.pack([[value * value for (value,) in sums]]))
-
-    assert gradcheck(loss, inputs)
+    case, rng = CASES[name], random.Random(name)
+    lists = case.lists(lambda: rng.uniform(0.2, 1.5) * rng.choice((-1, 1)))
+    inputs = [core.Matrix.of(rows) for rows in lists]
+    assert gradcheck(lambda *inputs: weighted_sum(case.block(core, *inputs)), inputs)
 
 
 @pytest.mark.parametrize("docs", [["emma"], ["ada", "bob", "c"]])
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 6, 3)])
+@pytest.mark.parametrize(
+    "sizes", [{"n_embd": 4, "n_head": 2}, {"n_layer": 2, "n_embd": 6, "n_head": 3}]
+)
 def test_the_loss_of_a_gpt_falls_along_random_directions_as_its_gradient_says(docs, sizes):
     """Of the core in use: the model takes its ops from there."""
-    n_layer, n_embd, n_head = sizes
-    run = mg.prepare(["emma", "ada", "bob", "c"], 1, 7, 0.1, n_layer, n_embd, n_head, 5)
+    names = ["emma", "ada", "bob", "c"]
+    run = mg.prepare(names, seed=7, block_size=5, **sizes)
     tokens = [run.tokenizer.encode(doc) for doc in docs]
     params = list(run.model.state_dict.values())
     rng = random.Random(str(docs))

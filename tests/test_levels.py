@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from adam_state import adam_update
+from ops import CASES, numbers, run, weighted_sum
 
 import microgpt as mg
 
@@ -18,39 +20,29 @@ def levels(compiled):
     compiled._level(before)
 
 
-def results(core, shape, seed):
-    """Return the bits of all block ops and of their gradients on random numbers."""
-    rng = random.Random(seed)
-    rows, cols, out, n_head = shape
-
-    def matrix(m, n):
-        return core.Matrix.of([[rng.gauss(0, 1) for _ in range(n)] for _ in range(m)])
-
-    x, w, table = matrix(rows, cols), matrix(out, cols), matrix(5, cols)
-    more = core.embedding(table, [rng.randrange(5) for _ in range(rows)])
-    y = core.rmsnorm(x + more)
-    y = core.attention(y, y, x, n_head, [0, rows // 2] if rows > 1 else None) + core.relu(more)
-    z = core.linear(y, w)
-    losses = core.cross_entropy(z, [rng.randrange(out) for _ in range(rows)])
-    loss = core.mean(losses) + core.mean(core.softmax(z, 0.7)) * 0.5
-    loss = loss + core.mean(core.attention_weights(y, x, n_head))
-    loss.backward()
-    blocks = [m.tolist() for m in (y, z, losses)] + [m.grad.tolist() for m in (x, w, table)]
-    m, v = (core.Matrix(out, cols) for _ in range(2))
-    core.adam_update([w], [m], [v], 3, 0.01)
-    return repr((loss.data, blocks, w.tolist(), m.tolist(), v.tolist()))
-
-
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 3), (7, 16, 27, 4), (13, 12, 9, 2), (17, 35, 8, 5), (6, 64, 3, 8)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_all_levels_give_the_same_bits(compiled, levels, shape):
-    by_level = {}
+@pytest.mark.parametrize("name", CASES)
+def test_all_levels_give_the_same_bits(compiled, levels, name):
+    case, rng, sides = CASES[name], random.Random(name), []
+    lists = case.lists(lambda: rng.gauss(0, 1))
     for level in levels:
         assert compiled._level(level) == level
-        by_level[level] = [results(compiled, shape, seed) for seed in range(5)]
-    assert len({repr(bits) for bits in by_level.values()}) == 1
+        sides.append(repr(run(compiled, case.block, lists)))
+    assert all(side == sides[0] for side in sides)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 2), (27, 16), (8, 35), (3, 64)])
+def test_all_levels_take_the_same_adam_steps(compiled, levels, shape):
+    sides = []
+    for level in levels:
+        compiled._level(level)
+        rng = random.Random(str(shape))
+        p = compiled.Matrix.of(numbers(rng, *shape))
+        m, v = compiled.Matrix(*shape), compiled.Matrix(*shape)
+        for step in range(4):
+            weighted_sum(p, numbers(rng, *shape)).backward()
+            adam_update(compiled, [p], [m], [v], step, 0.01)
+        sides.append(repr([p.tolist(), m.tolist(), v.tolist()]))
+    assert all(side == sides[0] for side in sides)
 
 
 def test_all_levels_train_alike(compiled, levels):

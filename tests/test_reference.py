@@ -91,7 +91,7 @@ def test_the_gradients_of_the_first_two_steps_are_the_recorded_ones(reference, g
         gradients = flat({n: m.grad.tolist() for n, m in run.model.state_dict.items()})
         largest = max(map(abs, golden["grads"][step]))
         assert_close(gradients, golden["grads"][step], 1e-12 * largest)
-        run.adam.update(mg.linear_decay(run.lr, step, run.steps))
+        run.adam.update(mg.linear_decay(run.config.lr, step, run.config.steps))
 
 
 def test_emma_is_five_pairs_with_the_measured_losses(original):

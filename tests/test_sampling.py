@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 import microgpt as mg
-from microgpt.sampling import _draw, _likeliest, _Stepper
+from microgpt.sampling import _draw, _likeliest, _Sampler
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
 
 
 def test_an_infinite_temperature_draws_every_token_alike(run):
-    model = _Stepper(run.model, math.inf)
-    assert model.after([run.tokenizer.bos]) == pytest.approx([1 / 8] * 8)
+    model = _Sampler(run.model, math.inf, None, None)
+    assert model._next_row([run.tokenizer.bos]) == pytest.approx([1 / 8] * 8)
 
 
 def probabilities(logits, temperature):
@@ -68,18 +68,18 @@ def probabilities(logits, temperature):
 @pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 2.0])
 def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(run, temperature):
     bos = run.tokenizer.bos
-    model, tokens = _Stepper(run.model, temperature), [bos, 0, 3, 1]
+    model, tokens = _Sampler(run.model, temperature, None, None), [bos, 0, 3, 1]
     for attempt in range(3):  # the first computes and records, the others replay
-        model.begin()
+        model._cache.length = 0
         for i, token in enumerate(tokens):
             logits = run.model.forward(tokens[: i + 1]).tolist()[i]
             expected = probabilities(logits, temperature)
-            assert model.after([token]) == pytest.approx(expected, rel=1e-12), attempt
+            assert model._next_row([token]) == pytest.approx(expected, rel=1e-12), attempt
 
 
 def test_replayed_and_computed_documents_are_the_same(run, monkeypatch):
     replayed = mg.generate(run, n=50, temperature=1.0, rng=random.Random(1))
-    monkeypatch.setattr("microgpt.sampling.can_be_recorded", lambda model: False)
+    monkeypatch.setattr(mg.GPT, "replayable", False)
     assert mg.generate(run, n=50, temperature=1.0, rng=random.Random(1)) == replayed
 
 
@@ -114,12 +114,12 @@ def test_the_draw_is_that_of_choices():
 
 @pytest.mark.parametrize("temperature", [-0.1, math.nan])
 def test_a_temperature_below_zero_is_an_error(run, temperature):
-    with pytest.raises(ValueError, match="temperature must be 0 or more"):
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
         mg.generate(run, n=1, temperature=temperature)
 
 
 def test_a_negative_n_is_an_error(run):
-    with pytest.raises(ValueError, match="n must be 0 or more, not -1"):
+    with pytest.raises(ValueError, match="n must be at least 0, not -1"):
         mg.generate(run, n=-1)
 
 

@@ -5,6 +5,7 @@ import gc
 import math
 import pickle
 import random
+from fractions import Fraction
 
 import pytest
 
@@ -76,7 +77,7 @@ def state_of(run):
 def test_replayed_steps_give_the_same_bits_as_steps_that_run_the_model(sizes, monkeypatch):
     steps = 40 if mg.BACKEND == "cython" else 5
     replayed = mg.train(mg.load_documents(), steps=steps, **sizes)
-    monkeypatch.setattr("microgpt.training.can_be_recorded", lambda model: False)
+    monkeypatch.setattr(mg.GPT, "replayable", False)
     run = mg.train(mg.load_documents(), steps=steps, **sizes)
     assert run.losses == replayed.losses
     assert state_of(run) == state_of(replayed)
@@ -99,60 +100,55 @@ class Declared(Counting):
     replayable = True
 
 
-def with_model(run, model_class):
-    model = model_class(run.model.config, random.Random(1))
-    model.load_state_dict(run.model.state_dict)
-    run.model, run.adam = model, mg.Adam(model.state_dict.values())
-    return run
-
-
 def test_a_model_with_its_own_forward_is_run_at_every_step():
-    run = with_model(mg.prepare(["ab", "ba"], steps=6), Counting)
+    run = mg.prepare(["ab", "ba"], steps=6, model=Counting)
     losses = [mg.train_step(run) for _ in range(6)]
     assert run.model.calls == 6
     assert losses == mg.train(["ab", "ba"], steps=6).losses
 
 
 @compiled_only
-def test_a_model_that_declares_itself_replayable_runs_once_for_each_number_of_rows():
+def test_a_model_that_declares_itself_replayable_runs_once():
     docs = ["ab", "ba", "abb"]
-    run = with_model(mg.prepare(docs, steps=9), Declared)
+    run = mg.prepare(docs, steps=9, batch_size=2, model=Declared)
     losses = [mg.train_step(run) for _ in range(9)]
-    assert run.model.calls == 2
-    assert losses == mg.train(docs, steps=9).losses
+    assert run.model.calls == 1
+    assert losses == mg.train(docs, steps=9, batch_size=2).losses
 
 
-@pytest.mark.parametrize("name", ["forward", "loss", "_mlp_block"])
-def test_a_method_that_was_replaced_is_run_at_every_step(name, monkeypatch):
+def test_a_subclass_does_not_inherit_that_it_is_replayable():
+    class Child(Declared):
+        pass
+
+    assert (mg.GPT.replayable, Declared.replayable, Child.replayable) == (True, True, False)
+
+
+@pytest.mark.parametrize("name", ["forward", "loss", "mean_loss", "config", "state_dict"])
+def test_what_a_model_is_made_of_cannot_be_replaced_on_the_instance(name):
+    """A replayed step would not notice."""
     run = mg.prepare(["ab"], steps=4)
-    mg.train_step(run)
-    original, calls = getattr(run.model, name), []
-
-    def replaced(*arguments, **options):
-        calls.append(name)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(run.model, name, replaced)
-    for _ in range(3):
-        mg.train_step(run)
-    assert len(calls) == 3
+    with pytest.raises(AttributeError):
+        setattr(run.model, name, None)
 
 
-def test_another_matrix_in_the_state_dict_is_used_from_the_next_step():
+def test_a_matrix_of_the_state_dict_cannot_be_exchanged():
+    """Adam would go on with the old one."""
     run = mg.prepare(["ab"], steps=3)
-    mg.train_step(run)
-    head = run.model.state_dict["lm_head"]
-    run.model.state_dict["lm_head"] = mg.Matrix(*head.shape)
-    assert mg.train_step(run) == pytest.approx(math.log(3))
+    with pytest.raises(TypeError):
+        run.model.state_dict["lm_head"] = mg.Matrix(3, 16)
 
 
-@compiled_only
-def test_recorded_graphs_are_bounded_by_their_rows():
-    docs = ["a" * n for n in range(1, 100)]
-    run = mg.train(docs, steps=99, block_size=128, n_embd=4)
-    graphs = run._recorded._graphs
-    assert 2 < len(graphs) < 50
-    assert sum(graphs) <= run._recorded.MAX_ROWS
+@pytest.mark.parametrize("name", ["config", "tokenizer", "model", "adam", "rng"])
+def test_what_a_run_is_made_of_cannot_be_exchanged(name):
+    run = mg.prepare(["ab"], steps=3)
+    with pytest.raises(AttributeError, match=f"the {name} of a run cannot be exchanged"):
+        setattr(run, name, getattr(run, name))
+
+
+def test_settings_cannot_change_while_a_training_lasts():
+    run = mg.prepare(["ab"], steps=3)
+    with pytest.raises(AttributeError):
+        run.config.steps = 5
 
 
 def test_a_run_can_be_copied_and_pickled_in_the_middle():
@@ -188,7 +184,8 @@ def test_the_callback_gets_every_step_and_its_metrics():
     assert [metrics["tokens"] for _, metrics in seen] == [sum(lengths[:n]) for n in range(1, 5)]
     seconds = [metrics["seconds"] for _, metrics in seen]
     assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3] == run.seconds
-    assert all(set(metrics) == {"loss", "lr", "tokens", "seconds"} for _, metrics in seen)
+    assert all(list(m) == ["step", "loss", "lr", "tokens", "seconds"] for _, m in seen)
+    assert [metrics["step"] for _, metrics in seen] == [1, 2, 3, 4]
 
 
 def test_the_validation_loss_is_told_where_it_was_measured():
@@ -211,19 +208,21 @@ def test_without_a_validation_part_duplicates_stay():
     assert len(mg.prepare(DOCS * 3).documents) == 15
 
 
-def test_a_stream_is_cut_into_windows_from_the_runs_own_generator():
+def test_the_windows_of_a_stream_follow_from_the_seed_and_the_step():
     text = "".join(map(chr, range(100, 200)))
-    run = mg.prepare([text], steps=2, split="stream", block_size=8, batch_size=3)
-    rng = copy.deepcopy(run.rng)
-    starts = [rng.randrange(93) for _ in range(3)]
-    bos = run.tokenizer.bos
-    assert run.batch(0) == [[bos, *range(start, start + 8)] for start in starts]
+    run = mg.prepare([text], steps=2, unit="stream", block_size=8, batch_size=3)
+    bos, state = run.tokenizer.bos, run.rng.getstate()
+    for step in (0, 1, 0):
+        rng = random.Random(f"42/{step}")
+        starts = [rng.randint(0, 92) for _ in range(3)]
+        assert run.batch(step) == [[bos, *range(start, start + 8)] for start in starts]
+    assert run.rng.getstate() == state
     assert run.num_cut == 0
 
 
 def test_the_validation_part_of_a_stream_is_its_end():
     text = "abcdefghijklmnopqrstuvwxyz" * 4
-    run = mg.prepare([text], split="stream", block_size=8, val_fraction=0.2)
+    run = mg.prepare([text], unit="stream", block_size=8, val_fraction=0.2)
     assert run.documents + ["".join(run.validation)] == [text[:83], text[83:]]
     assert [len(window) for window in run.validation] == [8, 8, 5]
     assert math.isfinite(run.val_loss())
@@ -231,7 +230,7 @@ def test_the_validation_part_of_a_stream_is_its_end():
 
 @pytest.mark.parametrize("text", ["a", "ab", "abcdefgh"])
 def test_a_stream_may_be_shorter_than_a_window(text):
-    assert len(mg.train([text], steps=2, split="stream").losses) == 2
+    assert len(mg.train([text], steps=2, unit="stream").losses) == 2
 
 
 def test_a_run_may_start_from_the_parameters_of_another(tmp_path):
@@ -267,17 +266,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_parameters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps must be 0 or more, not -1"),
+        ({"steps": -1}, "steps must be at least 0, not -1"),
         ({"lr": -0.1}, "lr must be a finite number"),
         ({"lr": math.nan}, "lr must be a finite number"),
         ({"lr": math.inf}, "lr must be a finite number"),
         ({"n_embd": 10}, "n_embd must be a multiple of n_head"),
         ({"n_layer": 0}, "n_layer must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"val_fraction": 1.0}, "val_fraction must be from 0 to below 1, not 1.0"),
+        ({"val_fraction": 1.0}, "val_fraction must be below 1, not 1.0"),
         ({"val_fraction": math.nan}, "val_fraction must be"),
         ({"val_fraction": 0.99}, "val_fraction 0.99 of 5 leaves nothing to train on"),
-        ({"split": "words"}, "split must be lines, paragraphs or stream, not 'words'"),
+        ({"unit": "words"}, "unit must be line, paragraph or stream, not 'words'"),
+        ({"steps": 10**13}, "steps must be at most 1000000000000, not 10000000000000"),
+        ({"seed": 10**5000}, "seed must be at most .*, not a number of about 5000 digits"),
+        ({"lr": 10**400}, "lr must be a finite number of at least 0, not a number of about 400"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
@@ -321,10 +323,30 @@ def test_a_path_in_place_of_documents_is_refused():
         mg.train([b"emma"])
 
 
-@pytest.mark.parametrize("options", [{"steps": 2.5}, {"steps": "9"}, {"batch_size": 1.5}])
-def test_counts_that_are_not_whole_are_refused(options):
-    with pytest.raises(TypeError, match="must be an int"):
+@pytest.mark.parametrize("options", [
+    {"steps": 2.5}, {"steps": "9"}, {"batch_size": 1.5}, {"steps": True}, {"seed": "abc"},
+    {"seed": None}, {"seed": 1.5}, {"n_embd": True}, {"n_layer": 1.0},
+])  # fmt: skip
+def test_counts_that_are_not_ints_are_refused(options):
+    with pytest.raises(TypeError, match="must be an int, not"):
         mg.prepare(DOCS, **options)
+
+
+@pytest.mark.parametrize("options", [{"lr": True}, {"lr": "0.1"}, {"val_fraction": False}])
+def test_rates_that_are_no_numbers_are_refused(options):
+    with pytest.raises(TypeError, match="must be a number, not"):
+        mg.prepare(DOCS, **options)
+
+
+def test_numbers_of_other_types_are_converted():
+    class Whole:
+        def __index__(self):
+            return 7
+
+    config = mg.TrainConfig(steps=Whole(), lr=Fraction(1, 4))
+    assert (config.steps, type(config.steps)) == (7, int)
+    assert (config.lr, type(config.lr)) == (0.25, float)
+    assert type(mg.Config(Whole()).vocab_size) is int
 
 
 def test_a_step_under_no_grad_is_refused():

@@ -100,6 +100,8 @@ def links(
 
 
 def sizes(rows: Any, cols: Any) -> Shape:
+    if cols is None:
+        raise TypeError("a Matrix is made from rows and cols; Matrix.of makes one from lists")
     rows, cols = index(rows), index(cols)
     if rows < 1 or cols < 1:
         raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
@@ -185,6 +187,11 @@ def attention_shapes(q: Shape, k: Shape, v: Shape, n_head: int) -> None:
 def document_starts(rows: int, starts: list[int]) -> None:
     if starts[:1] != [0] or not all(map(operator.lt, starts, starts[1:] + [rows])):
         raise ValueError(f"starts must rise from 0 and stay below {rows}, not {starts}")
+
+
+def document_length(length: int, block_size: int) -> None:
+    if length > block_size:
+        raise ValueError(f"a document of {length} tokens is longer than block_size {block_size}")
 
 
 def starts_need_equal_rows(rows: int, keys: int) -> None:

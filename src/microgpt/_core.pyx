@@ -30,7 +30,7 @@ block are functions of the node alone (inputs, output, saved, ids).
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
@@ -94,7 +94,7 @@ cdef extern from "_kernels.h" nogil:
         double*, const double*, const double*, const Index*, Index, Index)
     double mean_forward "kernels->mean_forward"(const double*, Index)
     void mean_backward "kernels->mean_backward"(double*, double, Index)
-    void adam "kernels->adam"(
+    void adam_kernel "kernels->adam"(
         double*, double*, double*, double*, double, double, double, double, Index)
 
 
@@ -109,7 +109,7 @@ cdef extern from *:
     static MICROGPT_THREAD_LOCAL void *tape = NULL;
     """
     int no_grad_depth
-    void* tape  # the _Tape that is recording, not counted; NULL: none
+    void* tape  # the _Graph that is being recorded, not counted; NULL: none
 
 
 include "_memory.pxi"  # nodes, blocks and buffers: who owns what, and where it waits for reuse
@@ -298,31 +298,28 @@ cdef class Value:
     """
 
     cdef Node* node
+    cdef bint initialized
 
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __cinit__(self, *args, **kwargs):
+        self.initialized = node_for_next_handle is not NULL
         self.node = node_for_next_handle if node_for_next_handle is not NULL else new_node(LEAF, 0.0)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, data, children=(), local_grads=()):
         cdef double number = as_double(data, "data")
-        cdef Value fresh = self
         if children is not () or local_grads is not ():
             children, local_grads = checks.links(children, local_grads, Value)
             for child in children:
-                child = <Value?>child  # checks.links asks isinstance, which believes a __class__
-        # The node is read only now: what came before can run Python code.
-        if self.node.kind != LEAF or self.node.refs > 1:  # called again: leave the old node alone
-            fresh = Value.__new__(Value)
+                child = <Value?>child  # links asks isinstance, which believes a __class__
+        # asked only now, because what came before can run Python code; with parents it was used
+        if self.initialized or self.node.refs > 1:
+            raise TypeError("a Value is made once: make another one, or set its data")
         if children and not no_grad_depth:
-            adopt_children(fresh.node, children, local_grads)  # before all else, for it can fail
-        fresh.node.data = number
-        fresh.node.grad = 0.0
-        if fresh is not self:
-            self.node, fresh.node = fresh.node, self.node
-            self.node.handle = <PyObject*>self
-            fresh.node.handle = NULL
+            adopt_children(self.node, children, local_grads)  # before all else, for it can fail
+        self.node.data = number
+        self.initialized = True
 
     def __dealloc__(self):
         if self.node is not NULL:
@@ -332,6 +329,8 @@ cdef class Value:
 
     @property
     def data(self):
+        if self.node.kind == MEAN:
+            numbers_are_read()
         return data_of(self.node)
 
     @data.setter
@@ -525,23 +524,20 @@ cdef class Matrix:
     """
 
     cdef Node* node
-    cdef bint made  # a Matrix is made once: what has checked its shape may rely on it
+    cdef bint initialized
 
-    def __cinit__(self, *args, **kwargs):
-        self.made = node_for_next_handle is not NULL
-        self.node = node_for_next_handle if node_for_next_handle is not NULL else new_leaf_block(1, 1)
+    def __cinit__(self, rows=None, cols=None):
+        # The block is made here, so that there is no Matrix without one, whatever a subclass does.
+        self.initialized = node_for_next_handle is not NULL
+        if not self.initialized:
+            rows, cols = checks.sizes(rows, cols)
+        self.node = node_for_next_handle if self.initialized else new_leaf_block(rows, cols)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, rows, cols):
-        rows, cols = checks.sizes(rows, cols)
-        if self.made:
+        if self.initialized:
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
-        cdef Node* node = new_leaf_block(rows, cols)
-        self.made = True
-        attach(<PyObject*>self, node)
-        self.node.handle = NULL
-        release(self.node)
-        self.node = node
+        self.initialized = True
 
     def __dealloc__(self):
         if self.node is not NULL:
@@ -569,7 +565,7 @@ cdef class Matrix:
             for row in rows
             for item in row
         ]
-        cdef Node* node = new_block(PACK, len(rows), len(rows[0]), 0)
+        cdef Node* node = new_block(PACK, len(rows), len(rows[0]))
         cdef Block* block = block_of(node)
         cdef Py_ssize_t i
         try:
@@ -595,6 +591,7 @@ cdef class Matrix:
 
     @property
     def data(self):
+        numbers_are_read()
         return memoryview(_Buffer.__new__(_Buffer, self, False))
 
     @property
@@ -625,6 +622,7 @@ cdef class Matrix:
 
     def tolist(self):
         """Return the numbers as a list of lists of floats."""
+        numbers_are_read()
         cdef Block* block = block_of(self.node)
         cdef double* data = block.data
         cdef Py_ssize_t i, j, cols = block.cols
@@ -644,7 +642,7 @@ cdef class Matrix:
                 checks.load_shapes(shape_of(self), shape_of(source))
             memmove(block_of(self.node).data, block.data, size_of(self.node) * sizeof(double))
             if tape is not NULL:
-                (<_Tape>tape).add_load(self.node, (<Matrix>source).node)
+                (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
             return
         lists = checks.rectangle(source)
         checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
@@ -657,7 +655,7 @@ cdef class Matrix:
         if not isinstance(other, Matrix):
             return NotImplemented
         checks.add_shapes(shape_of(self), shape_of(other))
-        return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), 0, NULL, self, other))
+        return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), NULL, self, other))
 
 
 @cython.final
@@ -717,7 +715,7 @@ cdef tuple shape_of(Matrix x):
 
 
 cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
-    cdef Node* node = new_block(NONE, rows, cols, 0)
+    cdef Node* node = new_block(NONE, rows, cols)
     memset(block_of(node).data, 0, size_of(node) * sizeof(double))
     return node
 
@@ -728,13 +726,15 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
     cdef Node* owner = block.inputs[0] if block.op == VIEW else node
     cdef double* data = block.data + start * block.cols
     cdef double* grad = block.grad + start * block.cols if block.grad is not NULL else NULL
-    cdef Node* view = new_block(VIEW, stop - start, block.cols, 0)
+    cdef Node* view = new_block(VIEW, stop - start, block.cols)
     block = block_of(view)
     block.data = data
     block.grad = grad
     block.inputs[0] = owner
     block.n_inputs = 1
     owner.refs += 1
+    if tape is not NULL:
+        note(view)
     return matrix_of(view)
 
 
@@ -742,6 +742,7 @@ cdef Value element_of(Node* node, Py_ssize_t i):
     """Return entry i of a block, counted row by row; the same node as long as one lives."""
     cdef Block* block = block_of(node)
     cdef Node* element
+    numbers_are_read()
     if block.op == VIEW:
         i += block.data - block_of(block.inputs[0]).data
         node = block.inputs[0]
@@ -775,31 +776,44 @@ cdef Matrix record(Node* node):
         for i in range(block.n_inputs):
             block.inputs[i].refs += 1
         if tape is not NULL:
-            (<_Tape>tape).add(node)
+            block.detached = no_grad_depth != 0
+            note(node)
     return matrix_of(node)
 
 
-cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved, IdBuffer* ids,
-                    Matrix a, Matrix b=None, Matrix c=None, Py_ssize_t n_head=0) except NULL:
+cdef int note(Node* node) except -1:
+    """Add a node to the graph that is being recorded."""
+    try:
+        return (<_Graph>tape).add(node)
+    except:
+        disown(node)
+        raise
+
+
+cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, IdBuffer* ids, Matrix a,
+                    Matrix b=None, Matrix c=None, Py_ssize_t n_head=0) except NULL:
     """Return a new block that owns ids, with its inputs named but not yet counted."""
     cdef Node* node
     cdef Block* block
     try:
-        node = new_block(op, rows, cols, n_saved)
+        node = new_block(op, rows, cols)
     except:
         release_ids(ids)
         raise
     block = block_of(node)
     block.ids = ids
     block.n_head = n_head
-    block.n_inputs = 1
     block.inputs[0] = a.node
     if b is not None:
         block.inputs[1] = b.node
-        block.n_inputs = 2
     if c is not None:
         block.inputs[2] = c.node
-        block.n_inputs = 3
+    try:
+        resize_saved(block)
+    except:
+        disown(node)
+        raise
+    block.n_inputs = 1 + (b is not None) + (c is not None)
     return node
 
 
@@ -841,29 +855,16 @@ _level(os.environ.get("MICROGPT_SIMD") or "auto")
 include "_replay.pxi"  # graphs that are computed again on other ids
 
 
-cdef IdBuffer* first_rows(Matrix q, Matrix k, list starts) except NULL:
-    """Return for each row of q the first key that it may see; starts are ints or None."""
-    cdef Py_ssize_t rows = rows_in(q), t = 0, start = 0, end
-    cdef IdBuffer* first
+cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
+    """Return for each row of q the first key that it may see; starts are ints, _Ids or None."""
     if starts is not None:
-        checks.starts_need_equal_rows(rows, rows_in(k))
-        checks.document_starts(rows, starts)
-    first = new_ids(rows)
-    for i in range(1, len(starts) if starts is not None else 0):
-        end = starts[i]
-        while t < end:
-            first.items[t] = start
-            t += 1
-        start = end
-    while t < rows:
-        first.items[t] = start
-        t += 1
-    return first
+        checks.starts_need_equal_rows(rows_in(q), rows_in(k))
+    return derived_ids(FIRST_KEYS, starts, rows_in(q))
 
 
 cdef tuple plain_ints(object n_head, object starts):
     """Return both as ints. This can run Python code, so it goes before the look at any shape."""
-    if starts is not None:
+    if starts is not None and not isinstance(starts, _Ids):
         starts = [checks.index(start) for start in starts]
     return checks.index(n_head), starts
 
@@ -883,7 +884,7 @@ def embedding(Matrix table not None, ids):
     Raises ValueError if an id is outside 0..n-1 or there are no ids.
     """
     cdef IdBuffer* rows = ids_of(ids, rows_in(table), "id")
-    return record(block_op(EMBEDDING, rows.n, cols_in(table), 0, rows, table))
+    return record(block_op(EMBEDDING, rows.n, cols_in(table), rows, table))
 
 
 def linear(Matrix x not None, Matrix w not None):
@@ -893,7 +894,7 @@ def linear(Matrix x not None, Matrix w not None):
     """
     if cols_in(x) != cols_in(w):
         checks.linear_shapes(shape_of(x), shape_of(w))
-    return record(block_op(LINEAR, rows_in(x), rows_in(w), 0, NULL, x, w))
+    return record(block_op(LINEAR, rows_in(x), rows_in(w), NULL, x, w))
 
 
 def rmsnorm(Matrix x not None):
@@ -901,12 +902,12 @@ def rmsnorm(Matrix x not None):
 
     x * (mean(x ** 2) + 1e-5) ** -0.5; Zhang and Sennrich 2019, arXiv:1910.07467, without a gain.
     """
-    return record(block_op(RMSNORM, rows_in(x), cols_in(x), rows_in(x), NULL, x))
+    return record(block_op(RMSNORM, rows_in(x), cols_in(x), NULL, x))
 
 
 def relu(Matrix x not None):
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
-    return record(block_op(MATRIX_RELU, rows_in(x), cols_in(x), 0, NULL, x))
+    return record(block_op(MATRIX_RELU, rows_in(x), cols_in(x), NULL, x))
 
 
 def softmax(Matrix x not None, temperature=1.0):
@@ -915,7 +916,7 @@ def softmax(Matrix x not None, temperature=1.0):
     Raises ValueError if temperature is not positive.
     """
     cdef double number = checks.temperature(temperature)
-    cdef Node* node = block_op(SOFTMAX, rows_in(x), cols_in(x), 1, NULL, x)
+    cdef Node* node = block_op(SOFTMAX, rows_in(x), cols_in(x), NULL, x)
     block_of(node).saved[0] = number
     return record(node)
 
@@ -934,12 +935,7 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, v)
     cdef IdBuffer* first = first_rows(q, k, starts)
-    cdef Py_ssize_t T = rows_in(q), S = rows_in(k)
-    cdef Py_ssize_t n_saved = attention_workspace_size(T, S, cols_in(q), n)
-    if n_saved < 0:
-        release_ids(first)
-        raise MemoryError(f"no memory for the weights of {n} heads, {T} rows and {S} keys")
-    return record(block_op(ATTENTION, T, cols_in(q), n_saved, first, q, k, v, n))
+    return record(block_op(ATTENTION, rows_in(q), cols_in(q), first, q, k, v, n))
 
 
 def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None):
@@ -950,9 +946,7 @@ def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None)
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, k)
     cdef IdBuffer* first = first_rows(q, k, starts)
-    return record(
-        block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), 0, first, q, k, None, n)
-    )
+    return record(block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), first, q, k, None, n))
 
 
 def cross_entropy(Matrix logits not None, targets):
@@ -966,54 +960,101 @@ def cross_entropy(Matrix logits not None, targets):
         targets = ids.n
         release_ids(ids)
         checks.one_target_per_row(rows_in(logits), targets)
-    return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, size_of(logits.node), ids, logits))
+    return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, ids, logits))
 
 
 def mean(Matrix x not None):
     """Return the mean of all entries as one Value: x (T, n)."""
     cdef double data = mean_forward(block_of(x.node).data, size_of(x.node))
-    return one_child(MEAN, data, x.node, 0.0)
+    result = one_child(MEAN, data, x.node, 0.0)
+    if tape is not NULL and result.node.kind == MEAN:
+        (<_Graph>tape).add(result.node)
+    return result
 
 
-def adam_update(params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
-    """Take one Adam step on every Matrix of params, in place, and set its gradient to 0.
+cdef class _AdamStep:
+    """One step, checked: from here on it needs no memory and runs no Python but the count."""
 
-    params, m, v: lists of Matrices of equal shapes: parameters, first and second moments.
-    step: how many steps were numbers_in_use before this one; the bias correction needs it.
+    cdef object adam, next_step
+    cdef list params, m, v
+    cdef double rate, beta1, beta2, eps
+
+    def __cinit__(self, adam, lr):
+        cdef double correction1, correction2
+        cdef Matrix param
+        self.adam = adam
+        self.params, self.m, self.v = list(adam.params), list(adam.m), list(adam.v)
+        step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
+        if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
+                and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
+                and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
+                and eps > 0.0):  # else the checks have nothing to say
+            step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+        if not self.shapes_fit():
+            checks.adam_shapes(
+                *[[shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)]
+            )
+        for param in self.params:
+            need_grad(param.node)
+        self.next_step = step + 1
+        self.beta1, self.beta2 = beta1, beta2
+        correction1 = 1.0 - pow(self.beta1, <double>self.next_step)
+        correction2 = 1.0 - pow(self.beta2, <double>self.next_step)
+        # lr * (m / correction1) / (sqrt(v / correction2) + eps), the corrections out of the loop
+        self.rate = <double>lr * (sqrt(correction2) / correction1)
+        self.eps = <double>eps * sqrt(correction2)
+
+    cdef bint shapes_fit(self) except -1:
+        cdef Matrix param, first, second
+        cdef Py_ssize_t i
+        for matrices in (self.params, self.m, self.v):
+            for x in <list>matrices:
+                if not isinstance(x, Matrix):
+                    raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
+        if not len(self.params) == len(self.m) == len(self.v):
+            return False
+        for i in range(len(self.params)):
+            param, first, second = self.params[i], self.m[i], self.v[i]
+            if not (rows_in(param) == rows_in(first) == rows_in(second)
+                    and cols_in(param) == cols_in(first) == cols_in(second)):
+                return False
+        return True
+
+    cdef int take(self) except -1:
+        cdef Block* p
+        cdef Block* m
+        cdef Block* v
+        cdef Py_ssize_t i
+        self.adam.step = self.next_step
+        for i in range(len(self.params)):
+            p = block_of((<Matrix>self.params[i]).node)
+            m, v = block_of((<Matrix>self.m[i]).node), block_of((<Matrix>self.v[i]).node)
+            adam_kernel(p.data, p.grad, m.data, v.data, self.rate, self.beta1, self.beta2, self.eps,
+                        p.rows * p.cols)
+        return 0
+
+
+def adam_update(adam, lr):
+    """Take one Adam step on every Matrix of adam.params, in place, and set its gradient to 0.
+
+    adam: has params, m and v, lists of Matrices of equal shapes: parameters, first and second
+    moments; step, how many steps were taken before this one, which this one counts up; and the
+    constants beta1, beta2 and eps.
+    An interrupt finds the whole step taken, or none of it.
 
     Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    cdef double rate, decay1, decay2, small, correction1, correction2
-    cdef Block* p
-    cdef Matrix param, first, second
-    cdef bint fits
-    if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
-            and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
-            and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0 and eps > 0.0):
-        step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
-    rate, decay1, decay2, small = lr, beta1, beta2, eps
-    correction1, correction2 = 1.0 - pow(decay1, step + 1), 1.0 - pow(decay2, step + 1)
-    params, m, v = list(params), list(m), list(v)
-    fits = len(params) == len(m) == len(v)
-    for matrices in (params, m, v):
-        for matrix in matrices:
-            if not isinstance(matrix, Matrix):
-                raise TypeError(f"a param or moment must be a Matrix, not {type(matrix).__name__}")
-    for param, first, second in zip(params, m, v):
-        fits = fits and (rows_in(param) == rows_in(first) == rows_in(second)
-                         and cols_in(param) == cols_in(first) == cols_in(second))
-    if not fits:
-        checks.adam_shapes(*[[shape_of(x) for x in matrices] for matrices in (params, m, v)])
-    # rate * (m / c1) / (sqrt(v / c2) + eps), with the corrections numbers_in_use out of the loop
-    rate *= sqrt(correction2) / correction1
-    small *= sqrt(correction2)
-    for param, first, second in zip(params, m, v):
-        need_grad(param.node)
-        p = block_of(param.node)
-        adam(p.data, p.grad, block_of(first.node).data, block_of(second.node).data, rate, decay1,
-             decay2, small, size_of(param.node))
+    cdef _AdamStep step = _AdamStep(adam, lr)
+    step.take()
+
+
+def adam_minimize(Value loss not None, adam, lr):
+    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    cdef _AdamStep step = _AdamStep(adam, lr)
+    backward_from(loss.node)
+    step.take()
 
 
 class no_grad(ContextDecorator):

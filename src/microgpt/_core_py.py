@@ -14,15 +14,19 @@ from __future__ import annotations
 import math
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
+from itertools import starmap
 from typing import Any
 
 from . import _checks as checks
 
 __all__ = [
     "Matrix",
+    "Replay",
     "Value",
+    "adam_minimize",
     "adam_update",
     "attention",
     "attention_weights",
@@ -32,6 +36,7 @@ __all__ = [
     "linear",
     "mean",
     "no_grad",
+    "positions",
     "relu",
     "rmsnorm",
     "softmax",
@@ -69,6 +74,8 @@ class Value:
     ) -> None:
         data = checks.number(data, "data")
         children, local_grads = checks.links(children, local_grads, Value)
+        if hasattr(self, "_data"):
+            raise TypeError("a Value is made once: make another one, or set its data")
         self._data = data
         self._grad = 0.0
         self._children = children if grad_enabled() else ()
@@ -197,13 +204,19 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows",)
+    __slots__ = ("_rows", "_initialized")
+
+    def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
+        rows, cols = checks.sizes(rows, cols)
+        self = object.__new__(cls)
+        self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
+        self._initialized = False
+        return self
 
     def __init__(self, rows: int, cols: int) -> None:
-        rows, cols = checks.sizes(rows, cols)
-        if hasattr(self, "_rows"):
+        if self._initialized:
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
-        self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
+        self._initialized = True
 
     @classmethod
     def of(cls, lists: Iterable[Iterable[float]]) -> Matrix:
@@ -281,6 +294,43 @@ class Matrix:
         )
 
 
+class Replay:
+    """Call a function of lists of token ids; the compiled core remembers what it computed.
+
+    It computes a graph that it has seen on other ids without running the function's Python, if
+    the function depends on nothing but the ids, the numbers of its Matrices and `key`, and uses
+    the ids in block ops and `positions` alone.
+
+    f: takes lists of ids, or None in place of one, and returns a Value or a Matrix.
+    """
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f = f
+
+    def __call__(self, *ids: list[int] | None, key: Hashable = None) -> Any:
+        return self.f(*ids)
+
+
+def positions(
+    tokens: Sequence[int], starts: Iterable[int] | None = None, block_size: int | None = None
+) -> Sequence[int]:
+    """Return the position of each token in its document: T tokens -> T ints.
+
+    starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
+    block_size: the most tokens of a document.
+
+    Raises ValueError if a document is longer, or starts do not fit.
+
+    >>> positions([5, 0, 7, 5, 2], [0, 3])
+    [0, 1, 2, 0, 1]
+    """
+    first = _first_rows(len(tokens), starts)
+    result = [t - start for t, start in enumerate(first)]
+    if block_size is not None:
+        checks.document_length(max(result) + 1, checks.index(block_size))
+    return result
+
+
 def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
     """Return the rows of table that ids name: table (n, cols), T ids -> (T, cols).
 
@@ -350,7 +400,9 @@ def attention(
     _require(v, "v")
     n_head = checks.index(n_head)
     checks.attention_shapes(q.shape, k.shape, v.shape, n_head)
-    first = _first_rows(len(q), len(k), starts)
+    if starts is not None:
+        checks.starts_need_equal_rows(len(q), len(k))
+    first = _first_rows(len(q), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
@@ -376,7 +428,9 @@ def attention_weights(
     _require(k, "k")
     n_head = checks.index(n_head)
     checks.attention_shapes(q.shape, k.shape, k.shape, n_head)
-    first = _first_rows(len(q), len(k), starts)
+    if starts is not None:
+        checks.starts_need_equal_rows(len(q), len(k))
+    first = _first_rows(len(q), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
@@ -414,39 +468,48 @@ def mean(x: Matrix) -> Value:
     return (1.0 / (rows * cols)) * sum(value for row in x for value in row)
 
 
-def adam_update(
-    params: Iterable[Matrix],
-    m: Iterable[Matrix],
-    v: Iterable[Matrix],
-    step: int,
-    lr: float,
-    beta1: float = 0.85,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-) -> None:
-    """Take one Adam step on every Matrix of params, in place, and set its gradient to 0.
+def adam_update(adam: Any, lr: float) -> None:
+    """Take one Adam step on every Matrix of adam.params, in place, and set its gradient to 0.
 
-    params, m, v: lists of Matrices of equal shapes: parameters, first and second moments.
-    step: how many steps were taken before this one; the bias correction needs it.
+    adam: has params, m and v, lists of Matrices of equal shapes: parameters, first and second
+    moments; step, how many steps were taken before this one, which this one counts up; and the
+    constants beta1, beta2 and eps.
+    An interrupt finds the whole step taken, or none of it.
 
     Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    params, m, v = list(params), list(m), list(v)
+    params, m, v = list(adam.params), list(adam.m), list(adam.v)
     for matrix in params + m + v:
         _require(matrix, "a param or moment")
     checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
-    step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+    step, lr, beta1, beta2, eps = checks.adam_rates(
+        adam.step, lr, adam.beta1, adam.beta2, adam.eps
+    )
     correction1, correction2 = 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)
+    changes = []
     for matrices in zip(params, m, v, strict=True):
         for rows in zip(*matrices, strict=True):
             for p, first, second in zip(*rows, strict=True):
-                first._data = beta1 * first._data + (1.0 - beta1) * p._grad
-                second._data = beta2 * second._data + (1.0 - beta2) * (p._grad * p._grad)
-                m_hat, v_hat = first._data / correction1, second._data / correction2
-                p._data -= lr * m_hat / (math.sqrt(v_hat) + eps)
-                p._grad = 0.0
+                m_new = beta1 * first._data + (1.0 - beta1) * p._grad
+                v_new = beta2 * second._data + (1.0 - beta2) * (p._grad * p._grad)
+                m_hat, v_hat = m_new / correction1, v_new / correction2
+                p_new = p._data - lr * m_hat / (math.sqrt(v_hat) + eps)
+                changes += [
+                    (first, "_data", m_new),
+                    (second, "_data", v_new),
+                    (p, "_data", p_new),
+                    (p, "_grad", 0.0),
+                ]
+    changes.append((adam, "step", step + 1))
+    deque(starmap(setattr, changes), maxlen=0)  # one call into C: no signal handler runs inside
+
+
+def adam_minimize(loss: Value, adam: Any, lr: float) -> None:
+    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    loss.backward()
+    adam_update(adam, lr)
 
 
 class no_grad(ContextDecorator):
@@ -504,8 +567,9 @@ def _value(item):
 
 
 def _matrix(rows):
-    matrix = Matrix.__new__(Matrix)
+    matrix = object.__new__(Matrix)
     matrix._rows = [tuple(row) for row in rows]
+    matrix._initialized = True
     return matrix
 
 
@@ -556,12 +620,9 @@ def _require(x, name):
         raise TypeError(f"{name} must be a Matrix, not {type(x).__name__}")
 
 
-def _first_rows(rows, keys, starts):
-    """Return for each row of q the first key that it may see."""
-    if starts is None:
-        return [0] * rows
-    starts = [checks.index(start) for start in starts]
-    checks.starts_need_equal_rows(rows, keys)
+def _first_rows(rows, starts):
+    """Return for each row the first row of its document."""
+    starts = [0] if starts is None else [checks.index(start) for start in starts]
     checks.document_starts(rows, starts)
     ends = starts[1:] + [rows]
     return [a for a, b in zip(starts, ends, strict=True) for _ in range(a, b)]

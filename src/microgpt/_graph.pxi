@@ -70,6 +70,26 @@ cdef int need_grad(Node* node) except -1:
     return 0
 
 
+cdef Py_ssize_t numbers_saved(Block* y) except -1:
+    """Return how many numbers the forward of a block saves for its backward."""
+    cdef Py_ssize_t n
+    if y.op == RMSNORM:
+        return y.rows
+    if y.op == SOFTMAX:
+        return 1
+    if y.op == CROSS_ENTROPY:
+        return size_of(y.inputs[0])
+    if y.op != ATTENTION:
+        return 0
+    n = attention_workspace_size(y.rows, block_of(y.inputs[1]).rows, y.cols, y.n_head)
+    if n < 0:
+        raise MemoryError(
+            f"no memory for the weights of {y.n_head} heads, {y.rows} rows and "
+            f"{block_of(y.inputs[1]).rows} keys"
+        )
+    return n
+
+
 cdef void block_forward(Node* node) noexcept nogil:
     cdef Block* y = block_of(node)
     cdef Block* a = block_of(y.inputs[0])
@@ -152,7 +172,7 @@ cdef enum:
     LONG_TRAVERSAL = 100_000  # entries from which it pays to let other threads work meanwhile
 
 
-cdef str BUSY = "another thread is differentiating a part of this graph"
+cdef str BUSY = "another thread is computing a part of this graph"
 cdef bint numbers_in_use[MAX_TRAVERSALS + 1]
 
 
@@ -243,6 +263,9 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
         return 0
     if node.mark:
         raise RuntimeError(BUSY)
+    if node.kind == BLOCK and block_of(node).detached:
+        need_grad(node)
+        return 0
     if walk.depth == walk.stack_capacity:
         grow(<void**>&walk.stack, &walk.stack_capacity, sizeof(Frame))
     if node.kind != BLOCK:

@@ -72,10 +72,22 @@ cdef struct Many:
     double* local_grads
 
 
+cdef enum IdSource:
+    FIXED  # the numbers of one call
+    GIVEN  # an argument of a Replay
+    POSITIONS  # of each row in its document
+    FIRST_KEYS  # of each row: the first row of its document
+
+
 cdef struct IdBuffer:  # ints that nodes refer to
     Py_ssize_t refs
     Py_ssize_t n
+    Py_ssize_t capacity
     Py_ssize_t limit  # all of them are below it
+    IdSource source
+    bint are_starts  # of documents, so that other ids follow from them
+    IdBuffer* starts  # what the last two sources are computed from; NULL: one document
+    IdBuffer* tokens  # POSITIONS: whose
     Index* items
 
 
@@ -91,8 +103,10 @@ cdef struct Block:
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids
     Py_ssize_t n_head
+    Py_ssize_t step  # its place in a recorded graph, if that graph agrees
     uint8_t op
     uint8_t n_inputs
+    bint detached  # computed under no_grad: backward takes it for a leaf
     Block* next  # in the list of Blocks done with
 
 
@@ -352,8 +366,8 @@ cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
 cdef Block* spare_blocks = NULL
 
 
-cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved) except NULL:
-    """Return the node of a block with room for its numbers (undefined) and n_saved more."""
+cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
+    """Return the node of a block with room for its numbers, which are undefined."""
     global spare_blocks
     cdef Node* node
     cdef Block* block = spare_blocks
@@ -369,9 +383,6 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_saved
     try:
         if op != VIEW and op != LOAD:
             block.data = new_buffer(rows * cols)
-        if n_saved:
-            block.saved = new_buffer(n_saved)
-            block.n_saved = n_saved
         node = new_node(BLOCK, 0.0)
     except:
         free_block(block)
@@ -394,17 +405,68 @@ cdef void free_block(Block* block) noexcept:
     spare_blocks = block
 
 
+cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
+    """Give a block other rows, its numbers undefined. Nothing outside may lead to it."""
+    cdef Block* block = block_of(node)
+    cdef Py_ssize_t n = rows * block.cols, n_before = block.rows * block.cols
+    if block.op == LOAD or block.op == VIEW:
+        return 0
+    PyMem_RawFree(block.elements)
+    block.elements = NULL
+    if size_class(n) != size_class(n_before) or size_class(n) == N_CLASSES:
+        free_buffer(block.data, n_before)
+        free_buffer(block.grad, n_before)
+        block.data = block.grad = NULL
+        block.rows = rows
+        block.data = new_buffer(n)
+    block.rows = rows
+    resize_saved(block)
+    return 0
+
+
+cdef int resize_saved(Block* block) except -1:
+    """Make room for what the forward of a block saves; it is undefined then."""
+    cdef Py_ssize_t n = numbers_saved(block)
+    if n != block.n_saved:
+        free_buffer(block.saved, block.n_saved)
+        block.saved, block.n_saved = NULL, n
+        block.saved = new_buffer(n)
+    return 0
+
+
 cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
-    cdef IdBuffer* ids = <IdBuffer*>allocate(sizeof(IdBuffer) + n * sizeof(Index))
+    cdef IdBuffer* ids = <IdBuffer*>allocate(sizeof(IdBuffer))
     ids.refs = 1
-    ids.n = n
+    ids.n = ids.capacity = 0
     ids.limit = PY_SSIZE_T_MAX
-    ids.items = <Index*>(ids + 1)
+    ids.source = FIXED
+    ids.are_starts = False
+    ids.starts = ids.tokens = NULL
+    ids.items = NULL
+    try:
+        resize_ids(ids, n)
+    except:
+        release_ids(ids)
+        raise
     return ids
+
+
+cdef int resize_ids(IdBuffer* ids, Py_ssize_t n) except -1:
+    """Make room for n ids; they are undefined then."""
+    cdef Index* items
+    if n > ids.capacity:
+        items = <Index*>allocate(n * sizeof(Index))
+        PyMem_RawFree(ids.items)
+        ids.items, ids.capacity = items, n
+    ids.n = n
+    return 0
 
 
 cdef void release_ids(IdBuffer* ids) noexcept:
     if ids is not NULL:
         ids.refs -= 1
         if ids.refs == 0:
+            release_ids(ids.starts)
+            release_ids(ids.tokens)
+            PyMem_RawFree(ids.items)
             PyMem_RawFree(ids)

@@ -1,12 +1,13 @@
-# Graphs that are computed again on other ids. Part of _core.pyx.
+# Ids that nodes refer to, and graphs that are computed again on others. Part of _core.pyx.
 
-cdef list checked_ids(object numbers, Py_ssize_t n, str what):
-    """Return numbers as a list of ints after the check that each is in 0..n-1."""
-    cdef bint plain = type(numbers) is list and len(numbers) > 0
-    if plain:
-        for item in <list>numbers:
-            plain = plain and PyLong_CheckExact(item) and 0 <= item < n
-    return <list>numbers if plain else checks.ids(numbers, n, what)
+cdef bint are_plain(object numbers, Py_ssize_t n) except -1:
+    """Whether numbers is a list of ints in 0..n-1, at least one: reading it runs no Python."""
+    if type(numbers) is not list or not numbers:
+        return False
+    for item in <list>numbers:
+        if not (PyLong_CheckExact(item) and 0 <= item < n):
+            return False
+    return True
 
 
 cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
@@ -16,28 +17,30 @@ cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
     cdef Py_ssize_t i
     if isinstance(numbers, _Ids):
         ids = (<_Ids>numbers).buffer
-        checked_ids(list(numbers), n, what)
+        for i in range(ids.n):
+            if not 0 <= ids.items[i] < n:
+                raise ValueError(f"{what} {ids.items[i]} is outside 0..{n - 1}")
         ids.limit = min(ids.limit, n)
         ids.refs += 1
         return ids
-    checked = checked_ids(numbers, n, what)
+    checked = numbers if are_plain(numbers, n) else checks.ids(numbers, n, what)
     ids = new_ids(len(checked))
     for i in range(ids.n):
         ids.items[i] = PyLong_AsSsize_t(checked[i])
     return ids
 
 
+cdef inline void numbers_are_read() noexcept:
+    """What Python makes of a number is not recorded, so what is being recorded is of no use."""
+    if tape is not NULL:
+        (<_Graph>tape).known = False
+
+
 @cython.final
 cdef class _Ids:
-    """Hold a fixed number of ids that nodes refer to, so that a recorded graph can run on others.
-
-    Block ops take it wherever they take ids. Raises ValueError if an id is negative.
-    """
+    """Show the buffer that stands for an argument of a Replay; block ops take it for a list."""
 
     cdef IdBuffer* buffer
-
-    def __cinit__(self, numbers):
-        self.buffer = ids_of(list(numbers), PY_SSIZE_T_MAX, "id")
 
     def __dealloc__(self):
         release_ids(self.buffer)
@@ -45,144 +48,452 @@ cdef class _Ids:
     def __len__(self):
         return self.buffer.n
 
-    def __iter__(self):
-        return iter([self.buffer.items[i] for i in range(self.buffer.n)])
+    def __getitem__(self, i):
+        numbers_are_read()
+        return [self.buffer.items[j] for j in range(self.buffer.n)][i]
 
-    def load(self, numbers):
-        """Change the ids. Raises ValueError if there are more or fewer, or one is out of range."""
-        cdef Py_ssize_t i
-        cdef list checked = checked_ids(numbers, self.buffer.limit, "id")
-        if len(checked) != self.buffer.n:
-            raise ValueError(f"load needs {self.buffer.n} ids, not {len(checked)}")
-        for i in range(self.buffer.n):
-            self.buffer.items[i] = PyLong_AsSsize_t(checked[i])
+
+cdef _Ids handle_of_ids(IdBuffer* ids):
+    """Return a handle that owns ids."""
+    cdef _Ids handle
+    try:
+        handle = _Ids.__new__(_Ids)
+    except:
+        release_ids(ids)
+        raise
+    handle.buffer = ids
+    return handle
+
+
+cdef bint starts_fit(IdBuffer* starts, Py_ssize_t rows) noexcept:
+    """Whether starts rise from 0 and stay below rows."""
+    cdef Py_ssize_t i
+    for i in range(starts.n):
+        if not (starts.items[i] < rows and (starts.items[i - 1] < starts.items[i] if i
+                                            else starts.items[0] == 0)):
+            return False
+    return starts.n > 0
+
+
+cdef int derive(IdBuffer* ids, Py_ssize_t rows) except -1:
+    """Write what follows from the first rows of documents, for each row; they fit."""
+    cdef Py_ssize_t t, start = 0, i = 1
+    cdef IdBuffer* starts = ids.starts
+    resize_ids(ids, rows)
+    for t in range(rows):
+        if starts is not NULL and i < starts.n and starts.items[i] == t:
+            start = t
+            i += 1
+        ids.items[t] = t - start if ids.source == POSITIONS else start
+    return 0
+
+
+cdef IdBuffer* derived_ids(IdSource source, object starts, Py_ssize_t rows) except NULL:
+    """Return a buffer with an int for each row that follows from starts: ints, _Ids or None."""
+    cdef IdBuffer* given = NULL
+    cdef IdBuffer* ids
+    if isinstance(starts, _Ids):
+        given = (<_Ids>starts).buffer
+        given.are_starts = True
+        given.refs += 1
+    elif starts is not None:
+        starts = [checks.index(start) for start in starts]
+        checks.document_starts(rows, starts)
+        given = ids_of(starts, rows, "start")
+    try:
+        if given is not NULL and not starts_fit(given, rows):
+            checks.document_starts(rows, [given.items[i] for i in range(given.n)])
+        ids = new_ids(rows)
+    except:
+        release_ids(given)
+        raise
+    ids.source, ids.starts = source, given
+    try:
+        derive(ids, rows)
+    except:
+        release_ids(ids)
+        raise
+    return ids
+
+
+def positions(tokens, starts=None, block_size=None):
+    """Return the position of each token in its document: T tokens -> T ints.
+
+    starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
+    block_size: the most tokens of a document.
+
+    Raises ValueError if a document is longer, or starts do not fit.
+
+    >>> list(positions([5, 0, 7, 5, 2], [0, 3]))
+    [0, 1, 2, 0, 1]
+    """
+    cdef Py_ssize_t t, longest = 0, rows = len(tokens)
+    cdef Py_ssize_t limit = PY_SSIZE_T_MAX
+    if rows == 0:
+        checks.document_starts(0, [])
+    cdef IdBuffer* ids = derived_ids(POSITIONS, starts, rows)
+    result = handle_of_ids(ids)
+    for t in range(rows):
+        longest = max(longest, ids.items[t] + 1)
+    if block_size is not None:
+        block_size = checks.index(block_size)
+        checks.document_length(longest, block_size)
+        ids.limit = min(block_size, PY_SSIZE_T_MAX)
+    if tape is not NULL:
+        (<_Graph>tape).add_positions(result, tokens)
+        return result
+    return [ids.items[t] for t in range(rows)]
+
+
+cdef struct Step:  # of a recorded graph
+    Node* node
+    Py_ssize_t refs  # that the graph itself has on the node
+    Py_ssize_t rows  # of its block, when the graph is run on the ids that are being loaded
+
+
+cdef Step* step_of(Node* node, _Graph graph) noexcept:
+    """Return the step that computes a block; NULL: the graph only reads it."""
+    cdef Py_ssize_t i = block_of(node).step
+    if 0 <= i < graph.n and graph.steps[i].node is node:
+        return &graph.steps[i]
+    return NULL
+
+
+cdef Py_ssize_t rows_after(Node* node, _Graph graph) noexcept:
+    cdef Step* step = step_of(node, graph)
+    return block_of(node).rows if step is NULL else step.rows
 
 
 @cython.final
-cdef class _Recording:
-    """Keep the graph below a loss, to run it forward and backward again after its ids changed.
+cdef class _Graph:
+    """What block ops, `mean` and `load` computed in one call of a function, in that order.
 
-    The result is that of building the graph anew, to the last bit. Raises ValueError unless the
-    graph is made of block ops and `mean` alone.
+    It can be computed again, forwards, on other ids, also on more or fewer of them: no handle,
+    node or buffer outside leads to what it computes, which is looked at before each time.
     """
 
-    cdef Node* root  # not its handle, which can be given another node
-    cdef Traversal walk
-
-    def __cinit__(self, Value loss not None):
-        cdef Py_ssize_t i
-        cdef Node* node
-        self.root = loss.node
-        self.root.refs += 1
-        start_traversal(self.root, &self.walk)
-        end_traversal(&self.walk)
-        for i in range(self.walk.n):
-            node = self.walk.topo[i]
-            if node.kind != MEAN and (node.kind != BLOCK or block_of(node).op == PACK):
-                raise ValueError("only a graph of block ops and mean can be recorded")
-        if self.walk.n == 0:
-            raise ValueError("a leaf is no graph to record")
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.walk.topo)
-        if self.root is not NULL:
-            release(self.root)
-
-    def forward(self):
-        """Compute the loss again and return it."""
-        self.replay(False)
-        return self.root.data
-
-    def backward(self):
-        """Do what `backward` of the loss does."""
-        self.replay(True)
-
-    cdef int replay(self, bint backward) except -1:
-        cdef Traversal* walk = &self.walk
-        cdef Py_ssize_t i
-        for i in range(walk.n):
-            if walk.topo[i].mark:
-                raise RuntimeError(BUSY)
-        if walk.entries < LONG_TRAVERSAL:
-            replay_graph(walk, backward, 0)
-            return 0
-        walk.number = take_number()
-        for i in range(walk.n):
-            walk.topo[i].mark = walk.number
-        with nogil:
-            replay_graph(walk, backward, walk.number)
-        end_traversal(walk)
-        return 0
-
-
-@cython.final
-cdef class _Tape:
-    """Record what block ops and `load` compute in a `with` block, to compute it again.
-
-    Other than a recorded loss it runs forward only, also under no_grad, and in the order in which
-    it was recorded. It belongs to one thread.
-    """
-
-    cdef Node** nodes
+    cdef Step* steps
     cdef Py_ssize_t n
     cdef Py_ssize_t capacity
-    cdef void* outer  # the tape that was recording before
+    cdef Py_ssize_t entries  # of all blocks, and what they save
+    cdef Node* root
+    cdef list ids  # the _Ids of the arguments, None for None
+    cdef list derived  # the _Ids of positions
+    cdef bint known  # nothing was done that cannot be done again
+    cdef bint fixed_rows
+    cdef bint busy
 
-    def __enter__(self):
-        global tape
-        self.outer = tape
-        tape = <void*>self
-        return self
-
-    def __exit__(self, *exc_info):
-        global tape
-        tape = self.outer
+    def __cinit__(self, arguments):
+        cdef IdBuffer* ids
+        self.known = True
+        self.derived = []
+        self.ids = []
+        for numbers in arguments:
+            handle = None
+            if numbers is not None:
+                ids = ids_of(numbers, PY_SSIZE_T_MAX, "id")
+                ids.source = GIVEN
+                handle = handle_of_ids(ids)
+            self.ids.append(handle)
 
     def __dealloc__(self):
         cdef Py_ssize_t i
-        for i in range(self.n):
-            release(self.nodes[i])
-        PyMem_RawFree(self.nodes)
+        for i in range(self.n - 1, -1, -1):
+            release(self.steps[i].node)
+        PyMem_RawFree(self.steps)
 
     cdef int add(self, Node* node) except -1:
+        """Note a node that was computed; its inputs are named."""
+        cdef Block* block
         if self.n == self.capacity:
-            grow(<void**>&self.nodes, &self.capacity, sizeof(Node*))
-        self.nodes[self.n] = node
-        self.n += 1
+            grow(<void**>&self.steps, &self.capacity, sizeof(Step))
+        self.steps[self.n].node = node
+        self.steps[self.n].refs = 1
         node.refs += 1
+        if node.kind == BLOCK:
+            block = block_of(node)
+            block.step = self.n
+            # Only ids that come from the arguments are those of another call too.
+            if block.op == PACK or block.ids is not NULL and not from_arguments(block.ids):
+                self.known = False
+            if block.op == VIEW and step_of(block.inputs[0], self) is not NULL:
+                self.fixed_rows = True
+        self.n += 1
         return 0
 
     cdef int add_load(self, Node* target, Node* source) except -1:
-        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols, 0)
+        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols)
         cdef Block* block = block_of(node)
         block.inputs[0] = target
         block.inputs[1] = source
         block.n_inputs = 2
         target.refs += 1
         source.refs += 1
-        return self.add(node)
+        try:
+            return self.add(node)
+        except:
+            disown(node)
+            raise
 
-    def forward(self):
-        """Compute all of it again."""
+    cdef int add_positions(self, _Ids handle, object tokens) except -1:
+        if isinstance(tokens, _Ids):
+            handle.buffer.tokens = (<_Ids>tokens).buffer
+            handle.buffer.tokens.refs += 1
+        if not from_arguments(handle.buffer):
+            self.known = False
+        self.derived.append(handle)
+        return 0
+
+    cdef int close(self, object result) except -1:
+        """Take the result of the function for that of the graph; count the graph's references."""
+        cdef Py_ssize_t i, j
+        cdef Node* node
+        cdef Node* child
+        cdef Step* step
+        if type(result) is Value:
+            self.root = (<Value>result).node
+        elif type(result) is Matrix:
+            self.root = (<Matrix>result).node
+        self.known = self.known and self.n > 0 and self.root is self.steps[self.n - 1].node
+        for i in range(self.n):
+            node = self.steps[i].node
+            self.entries += size_of(node) + block_of(node).n_saved if node.kind == BLOCK else 0
+            for j in range(3):
+                child = child_at(node, j) if node.kind != BLOCK else block_of(node).inputs[j]
+                if child is NULL:
+                    break
+                step = step_of(child, self)
+                if step is not NULL:
+                    step.refs += 1
+                elif block_of(child).op > VIEW:
+                    self.known = False  # computed by something that was not noted
+        return 0
+
+    cdef bint can_be_reached(self, bint result_is_held) noexcept:
+        """Whether anything but the graph, and the holder of its result, knows one of its parts."""
         cdef Py_ssize_t i
         for i in range(self.n):
-            block_forward(self.nodes[i])
+            if self.steps[i].node.refs != self.steps[i].refs + (
+                    result_is_held and i == self.n - 1):
+                return True
+        for ids in self.ids:
+            if ids is not None and Py_REFCNT(<PyObject*>ids) != 2:  # the list, and `ids` here
+                return True
+        for ids in self.derived:
+            if Py_REFCNT(<PyObject*>ids) != 2:
+                return True
+        return False
+
+    cdef bint load(self, tuple arguments) except -1:
+        """Take other ids; return False if the graph does not serve them."""
+        cdef Py_ssize_t i, j
+        cdef Index number
+        cdef int overflow
+        cdef IdBuffer* ids
+        cdef list numbers
+        cdef bint fits = True  # still, because neither a length nor the first rows changed
+        for i in range(len(arguments)):
+            numbers = arguments[i]
+            if numbers is None:
+                continue
+            ids = (<_Ids>self.ids[i]).buffer
+            fits = fits and len(numbers) == ids.n
+            resize_ids(ids, len(numbers))
+            for j in range(ids.n):
+                if not PyLong_CheckExact(numbers[j]):
+                    return False
+                number = PyLong_AsLongLongAndOverflow(numbers[j], &overflow)
+                if overflow or not 0 <= number < ids.limit:
+                    return False
+                fits = fits and (not ids.are_starts or ids.items[j] == number)
+                ids.items[j] = number
+        return fits or self.fit()
+
+    cdef bint fit(self) except -1:
+        """Give every block the rows that the ids ask for; return False if they do not go together.
+
+        What a failure leaves behind is of no use, and is not used: the caller drops the graph.
+        """
+        cdef Py_ssize_t i, rows
+        cdef Block* y
+        cdef IdBuffer* ids
+        cdef bint others = False
+        for handle in self.derived:
+            ids = (<_Ids>handle).buffer
+            if ids.starts is not NULL and not starts_fit(ids.starts, ids.tokens.n):
+                return False
+            derive(ids, ids.tokens.n)
+            for i in range(ids.n):
+                if ids.items[i] >= ids.limit:
+                    return False
+        for i in range(self.n):
+            if self.steps[i].node.kind == BLOCK:
+                y = block_of(self.steps[i].node)
+                rows = rows_wanted(self.steps[i].node, self)
+                if rows < 1:
+                    return False
+                self.steps[i].rows = rows
+                others = others or rows != y.rows
+                if y.ids is not NULL and y.ids.source == FIRST_KEYS:
+                    rows = rows_after(y.inputs[0], self)
+                    if y.ids.starts is not NULL and not starts_fit(y.ids.starts, rows):
+                        return False
+                    derive(y.ids, rows)
+        if others and self.fixed_rows:
+            return False
+        if others:
+            self.entries = 0
+            for i in range(self.n):
+                if self.steps[i].node.kind == BLOCK:
+                    resize_block(self.steps[i].node, self.steps[i].rows)
+                    y = block_of(self.steps[i].node)
+                    self.entries += y.rows * y.cols + y.n_saved
+        return True
+
+    cdef int forward(self) except -1:
+        cdef Py_ssize_t i
+        cdef uint16_t number
+        for i in range(self.n):
+            if self.steps[i].node.mark:
+                raise RuntimeError(BUSY)
+        if self.entries < LONG_TRAVERSAL:
+            forward_steps(self.steps, self.n)
+            return 0
+        number = take_number()
+        self.busy = True
+        for i in range(self.n):
+            self.steps[i].node.mark = number
+        with nogil:
+            forward_steps(self.steps, self.n)
+        for i in range(self.n):
+            self.steps[i].node.mark = 0
+        self.busy = False
+        numbers_in_use[number] = False
+        return 0
 
 
-cdef void replay_graph(Traversal* walk, bint backward, uint16_t mark) noexcept nogil:
+cdef bint from_arguments(IdBuffer* ids) noexcept:
+    """Whether ids are an argument, or follow from arguments and the number of rows alone."""
+    if ids.source == GIVEN:
+        return True
+    if ids.source == FIXED or ids.starts is not NULL and ids.starts.source != GIVEN:
+        return False
+    return ids.source == FIRST_KEYS or ids.tokens is not NULL and ids.tokens.source == GIVEN
+
+
+cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
+    """Return the rows that a block gets from its inputs and ids, or -1 if they do not fit."""
+    cdef Block* y = block_of(node)
+    cdef Node** inputs = y.inputs
+    cdef Py_ssize_t a = rows_after(inputs[0], graph), b, i
+    for i in range(1, y.n_inputs):
+        b = rows_after(inputs[i], graph)
+        if y.op == LOAD or y.op == MATRIX_ADD:
+            if a != b:
+                return -1
+        elif y.op == ATTENTION or y.op == ATTENTION_WEIGHTS:
+            if a > b or b != rows_after(inputs[1], graph):
+                return -1
+            if y.ids.starts is not NULL and a != b:
+                return -1
+            if y.op == ATTENTION_WEIGHTS and b != y.cols:
+                return -1
+        elif b != block_of(inputs[i]).rows:  # the weights of a linear, which are its columns
+            return -1
+    if y.op == VIEW:
+        return y.rows if a == block_of(inputs[0]).rows else -1
+    if y.op == EMBEDDING:
+        return y.ids.n if a == block_of(inputs[0]).rows else -1
+    if y.op == CROSS_ENTROPY and y.ids.n != a:
+        return -1
+    return y.n_head * a if y.op == ATTENTION_WEIGHTS else a
+
+
+cdef void forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     cdef Node* node
-    for i in range(walk.n):
-        node = walk.topo[i]
-        if not backward:
-            if node.kind == MEAN:
-                node.data = mean_forward(block_of(node.left).data, size_of(node.left))
-            elif block_of(node).op > VIEW:
-                block_forward(node)
-        elif node.kind == MEAN:
-            node.grad = 0.0
-        elif block_of(node).op > VIEW:
-            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
-    if backward:
-        walk.topo[walk.n - 1].grad = 1.0
-        sweep(walk, mark)
+    for i in range(n):
+        node = steps[i].node
+        if node.kind == MEAN:
+            node.data = mean_forward(block_of(node.left).data, size_of(node.left))
+        else:
+            block_forward(node)
+
+
+cdef enum:
+    MAX_ENTRIES = 1 << 23  # of the graphs of one Replay together: 64 MiB
+
+
+@cython.final
+cdef class Replay:
+    """Call a function of lists of token ids; the compiled core remembers what it computed.
+
+    It computes a graph that it has seen on other ids without running the function's Python, if
+    the function depends on nothing but the ids, the numbers of its Matrices and `key`, and uses
+    the ids in block ops and `positions` alone.
+
+    f: takes lists of ids, or None in place of one, and returns a Value or a Matrix.
+    """
+
+    cdef readonly object f
+    cdef dict graphs
+
+    def __init__(self, f):
+        self.f = f
+        self.graphs = {}
+
+    def __reduce__(self):
+        return Replay, (self.f,)
+
+    def __call__(self, *ids, key=None):
+        cdef _Graph graph
+        cdef Py_ssize_t kind = no_grad_depth != 0
+        for numbers in ids:
+            if numbers is not None and type(numbers) is not list:
+                return self.f(*ids)
+            kind = 2 * kind + (numbers is None)
+        if tape is not NULL:  # a part of what another one records
+            return self.f(*ids)
+        key = key, kind
+        graph = self.graphs.get(key)
+        if graph is None:
+            return self.record(key, ids)
+        if graph.busy:
+            raise RuntimeError(BUSY)
+        # A result that somebody still holds keeps its graph; the next one gets its own.
+        if graph.can_be_reached(False) or not self.load(graph, key, ids):
+            del self.graphs[key]
+            return self.record(key, ids)
+        graph.forward()
+        return matrix_of(graph.root) if graph.root.kind == BLOCK else value_of(graph.root)
+
+    cdef bint load(self, _Graph graph, object key, tuple ids) except -1:
+        try:
+            return graph.load(ids)
+        except:
+            del self.graphs[key]
+            raise
+
+    cdef object record(self, object key, tuple ids):
+        """Run the function, and keep the graph if it can be computed again."""
+        global tape
+        cdef _Graph graph, other
+        cdef Py_ssize_t entries = 0
+        for numbers in ids:
+            if numbers is not None and not are_plain(numbers, PY_SSIZE_T_MAX):
+                return self.f(*ids)
+        graph = _Graph.__new__(_Graph, ids)
+        tape = <void*>graph
+        try:
+            result = self.f(*graph.ids)
+        finally:
+            tape = NULL
+        graph.close(result)
+        if graph.known and not graph.can_be_reached(True):
+            for other in self.graphs.values():
+                entries += other.entries
+            if entries + graph.entries > MAX_ENTRIES:
+                self.graphs.clear()
+            self.graphs[key] = graph
+        return result
+

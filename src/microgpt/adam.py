@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .core import Matrix, adam_update
+from .core import Matrix, Value, adam_minimize, adam_update
 
 
 class Adam:
     """Update parameters by their gradients with Adam (Kingma and Ba 2014, arXiv:1412.6980).
 
     params: Matrices; the moments `m` and `v` are Matrices of the same shapes, 0 at first.
-    beta1, beta2: decay of the first and the second moment a step.
+    beta1, beta2: decay of the first and the second moment per step.
     eps: keeps the division finite where a gradient was always 0.
+    `step` counts the steps taken. A step is taken whole or not at all, also when it is interrupted.
     """
 
     def __init__(
@@ -30,10 +31,18 @@ class Adam:
 
     def update(self, lr: float) -> None:
         """Take one step with learning rate lr and set the gradients to 0."""
-        adam_update(
-            self.params, self.m, self.v, self.step, lr, self.beta1, self.beta2, self.eps
-        )
-        self.step += 1
+        adam_update(self, lr)
+
+    def minimize(self, loss: Value, lr: float) -> None:
+        """Run loss.backward(), then update(lr)."""
+        adam_minimize(loss, self, lr)
+
+    def zero_grad(self) -> None:
+        """Set the gradients to 0 without taking a step."""
+        for matrix in self.params:
+            for row in matrix:
+                for value in row:
+                    value.grad = 0.0
 
 
 def linear_decay(lr: float, step: int, steps: int) -> float:

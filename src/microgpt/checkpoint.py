@@ -1,12 +1,8 @@
 """Runs in files: save and load.
 
-A checkpoint is a safetensors file (https://huggingface.co/docs/safetensors): eight bytes with the
-length of a JSON header, the header, and the numbers, here float64. It holds the parameters under
-the names of `state_dict`, Adam's moments as `adam.m.NAME` and `adam.v.NAME`, and `losses`. The
-rest stands as strings in the header's `__metadata__`, under the names that `_metadata` gives.
-
-A file from anyone may be loaded: nothing in it is run, and nothing is believed that was not
-checked against the size of the file.
+A checkpoint is a safetensors file. It holds the parameters under the names of `state_dict`, Adam's
+moments as `adam.m.NAME` and `adam.v.NAME`, and `losses`. The rest of a run, all but its documents,
+is in the metadata, under the names that `_metadata` gives.
 """
 
 from __future__ import annotations
@@ -16,53 +12,25 @@ import math
 import os
 import re
 import stat
-import sys
 from array import array
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields, replace
 from random import Random
 from reprlib import repr as shorten
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from . import __version__
+from . import _checks as checks
 from .adam import Adam
 from .core import Matrix
-from .data import SPLITS, printable, reason
+from .data import checksum
+from .files import one_line, printable, reason
 from .model import GPT, Config
+from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
+from .training import Run, TrainConfig, train_val_split
 
-if TYPE_CHECKING:
-    from .training import Run
-
-FORMAT = 1  # raised when an older package would misread the file
-_HEADER_LIMIT = 10_000_000  # bytes; a header of ours has ten thousand and the alphabet
-
-
-@dataclass
-class Checkpoint:
-    """What a file holds of a run: all but its documents, and the fields are those of Run."""
-
-    tokenizer: Tokenizer
-    model: GPT
-    adam: Adam
-    rng: Random
-    steps: int
-    lr: float
-    batch_size: int
-    losses: list[float]
-    seed: int
-    split: str
-    val_fraction: float
-    dataset: str
-    sha256: str
-    tokens: int
-    seconds: float
-
-    def encode(self, doc: str) -> list[int]:
-        """Return the token ids of a document, as Run.encode does."""
-        ids = self.tokenizer.encode(doc)
-        return ids[:-1] if self.split == "stream" else ids
+FORMAT = 2  # raised when an older package would misread the file
 
 
 def save(run: Run, path: str | os.PathLike[str]) -> None:
@@ -71,279 +39,190 @@ def save(run: Run, path: str | os.PathLike[str]) -> None:
     Whoever reads path finds the whole run or what was there before, at any time.
     Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite.
     """
-    tensors: dict[str, tuple[list[int], bytes]] = {}
-    moments = zip(run.model.state_dict.items(), run.adam.m, run.adam.v, strict=True)
-    for (name, matrix), m, v in moments:
-        for prefix, block in (("", matrix), ("adam.m.", m), ("adam.v.", v)):
-            tensors[prefix + name] = list(block.shape), memoryview(block.data).tobytes()
-    tensors["losses"] = [len(run.losses)], array("d", run.losses).tobytes()
-    for name, (_, data) in tensors.items():
-        if not all(map(math.isfinite, memoryview(data).cast("d"))):
-            raise FloatingPointError(f"not saved: {name} has a number that is not finite")
-    header: dict[str, Any] = {"__metadata__": _metadata(run)}
-    end = 0
-    for name, (shape, data) in tensors.items():
-        offsets = [end, end + len(data)]
-        header[name] = {"dtype": "F64", "shape": shape, "data_offsets": offsets}
-        end += len(data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    numbers = (_little_endian(data) for _, data in tensors.values())
+    tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
+    for name, matrix in _matrices(run.model, run.adam):
+        tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
+    losses = run.losses[: run.adam.step]  # without that of a step that was not taken
+    tensors["losses"] = (len(losses),), array("d", losses).tobytes()
+    name = os.fsdecode(path)
     try:
-        _write(os.fsdecode(path), [len(text).to_bytes(8, "little"), text, *numbers])
+        write(name, _metadata(run), tensors)
     except OSError as error:
-        raise type(error)(f"{printable(os.fsdecode(path))}: {reason(error)}") from None
+        raise type(error)(f"{printable(name)}: {reason(error)}") from None
+
+
+def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
+    """Yield every Matrix of a run with its name in the file."""
+    for name, p, m, v in zip(model.state_dict, adam.params, adam.m, adam.v, strict=True):
+        yield from ((name, p), (f"adam.m.{name}", m), (f"adam.v.{name}", v))
 
 
 def _metadata(run: Run) -> dict[str, str]:
     """Return what the header says of a run, as strings."""
-    training = {
-        "steps": run.steps,
+    state = {
         "step": run.adam.step,
-        "lr": run.lr,
-        "batch_size": run.batch_size,
-        "split": run.split,
-        "val_fraction": run.val_fraction,
-        "tokens": run.tokens,
-        "seconds": run.seconds,
         "adam": [run.adam.beta1, run.adam.beta2, run.adam.eps],
         "rng": run.rng.getstate(),
+        "tokens": run.tokens,
+        "seconds": run.seconds,
     }
     return {
         "format": "pt",  # what transformers and other loaders ask for
         "microgpt": str(FORMAT),
         "version": __version__,
+        "model": type(run.model).__name__,
         "config": json.dumps(asdict(run.model.config)),
         "alphabet": run.tokenizer.chars,
+        "training": json.dumps(asdict(run.config)),
+        "state": json.dumps(state, allow_nan=False),
         "dataset": run.dataset,
         "dataset_sha256": run.sha256,
-        "seed": str(run.seed),
-        "training": json.dumps(training, allow_nan=False),
     }
 
 
-def _little_endian(data: bytes) -> bytes:
-    """Return the bytes of float64 numbers in the order of the file, or back."""
-    if sys.byteorder == "little":
-        return data
-    numbers = array("d", data)
-    numbers.byteswap()
-    return numbers.tobytes()
+def load(
+    path: str | os.PathLike[str], docs: Iterable[str] | None = None, *, model: type[GPT] = GPT
+) -> Run:
+    """Return the run that was saved as path.
 
+    docs: its documents, as they were given to it and in the same order; then it goes on where it
+    was, and its further steps give the bits of an uninterrupted run. Without them it samples,
+    scores and evaluates.
+    model: the class of its model; the file has only the name of it.
 
-def _write(path: str, chunks: Iterable[bytes]) -> None:
-    """Write a file under a temporary name beside it, and give it its name when it is whole."""
-    target = os.path.realpath(path)  # a symbolic link stays one
-    replaces = not os.path.exists(target) or os.path.isfile(target)
-    part = f"{target}.part" if replaces else target  # a device is written to, not replaced
-    try:
-        with open(part, "wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            if replaces:
-                os.fsync(file.fileno())
-        if replaces:
-            os.replace(part, target)
-    except BaseException:  # an interrupt too must not leave it
-        if replaces:
-            with suppress(OSError):
-                os.unlink(part)
-        raise
-    if replaces and hasattr(os, "O_DIRECTORY"):  # the new name too is to survive a power failure
-        folder = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Return the run that was saved as path, without its documents.
-
-    `generate` takes it as it is; `resume` gives it its documents back.
     Raises an OSError if the file cannot be read, ValueError if it is not a checkpoint, is damaged,
-    or a newer version of the package wrote it. The message is one line and names the file.
+    is of a newer format or of another model, or docs are not what it was trained on. The message
+    is one line and names the file.
     """
     name = printable(os.fsdecode(path))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
             raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
         with open(path, "rb") as file:
-            return _read(file)
+            run, older = _read(Reader(file), model)
+        return run if docs is None else _with_documents(run, list(docs), older)
     except OSError as error:
         raise type(error)(f"{name}: {reason(error)}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
 
 
-def _read(file: BinaryIO) -> Checkpoint:
-    header, start = _header(file)
-    metadata = header.pop("__metadata__", None)
-    _check_version(metadata)
-    size = os.fstat(file.fileno()).st_size - start
-    places = _places(header, size)
-    config = _config(metadata["config"], len(places))
+def _with_documents(run: Run, docs: list[str], older: bool) -> Run:
+    if checksum(docs) != run.sha256:
+        raise ValueError("the data is not what the run was trained on (another checksum)")
+    if older and run.config.unit == "stream":
+        raise ValueError("a stream of format 1 samples, but does not go on")  # other windows
+    rng, block_size = Random(run.config.seed), run.model.config.block_size
+    training, validation = train_val_split(docs, rng, run.config, block_size)
+    return replace(run, documents=training, validation=validation)
+
+
+def _read(reader: Reader, model_class: type[GPT]) -> tuple[Run, bool]:
+    """Return the run in a file, and whether the file is of an older format."""
+    metadata = reader.metadata
+    older = _format(metadata) < FORMAT
+    if older:
+        metadata = _translated(metadata)
+    for key in _KEYS:
+        _require(key in metadata, f"the metadata has no {key}")
+    _require(
+        metadata["model"] == model_class.__name__,
+        f"its model is a {shorten(metadata['model'])}, not a {model_class.__name__}: "
+        "give load the class as model",
+    )
+    config = _fields(Config, metadata["config"], "the config")
+    _require(config.n_layer <= len(reader.shapes), f"it has no {config.n_layer} layers")
     tokenizer = Tokenizer(metadata["alphabet"])
-    _need(tokenizer.chars == metadata["alphabet"], "the alphabet is not in order")
-    _need(
+    _require(tokenizer.chars == metadata["alphabet"], "the alphabet is not in order")
+    _require(
         tokenizer.vocab_size == config.vocab_size,
-        f"an alphabet of {len(tokenizer.chars)} does not go with vocab_size {config.vocab_size}",
+        f"{len(tokenizer.chars)} characters and BOS do not make vocab_size {config.vocab_size}",
     )
-    training, seed = _training(metadata["training"]), metadata["seed"]
-    _need(re.fullmatch("-?[0-9]{1,4000}", seed) is not None, f"the seed is {shorten(seed)}")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in config.shapes().items():
-        shapes |= {name: shape, f"adam.m.{name}": shape, f"adam.v.{name}": shape}
-    shapes["losses"] = (training["step"],)
-    _need(
-        places.keys() == shapes.keys(),
-        f"tensors that are missing or unknown: {shorten(sorted(places.keys() ^ shapes.keys()))}",
-    )
-    for name, wanted in shapes.items():
-        found = places[name][0]
-        _need(found == wanted, f"{name} has shape {shorten(found)}, its config asks for {wanted}")
-    model = GPT(config, Random(0))
-    adam = Adam(model.state_dict.values(), *training["adam"])
-    adam.step = training["step"]
-    for name, matrix, m, v in zip(
-        model.state_dict, adam.params, adam.m, adam.v, strict=True
-    ):
-        for prefix, block in (("", matrix), ("adam.m.", m), ("adam.v.", v)):
-            _fill(block, _numbers(file, start, prefix + name, places[prefix + name][1]))
-    for name, v in zip(model.state_dict, adam.v, strict=True):
-        _need(min(memoryview(v.data).cast("B").cast("d")) >= 0, f"adam.v.{name} is below 0")
-    return Checkpoint(
-        tokenizer=tokenizer,
-        model=model,
-        adam=adam,
-        rng=training["rng"],
-        steps=training["steps"],
-        lr=training["lr"],
-        batch_size=training["batch_size"],
-        losses=_numbers(file, start, "losses", places["losses"][1]).tolist(),
-        seed=int(seed),
-        split=training["split"],
-        val_fraction=training["val_fraction"],
+    training = _fields(TrainConfig, metadata["training"], "the training")
+    state = _state(metadata["state"], training.steps)
+    _check_shapes(reader.shapes, config, state["step"])
+    model = model_class(config, Random(0))
+    adam = Adam(model.state_dict.values(), *state["adam"])
+    adam.step = state["step"]
+    for name, matrix in _matrices(model, adam):
+        numbers = reader.numbers(name)
+        _require(not name.startswith("adam.v.") or min(numbers) >= 0, f"{name} is below 0")
+        cols = matrix.shape[1]
+        matrix.load([numbers[i : i + cols] for i in range(0, len(numbers), cols)])
+    run = Run(
+        training,
+        tokenizer,
+        model,
+        adam,
+        state["rng"],
         dataset=metadata["dataset"],
         sha256=metadata["dataset_sha256"],
-        tokens=training["tokens"],
-        seconds=training["seconds"],
+        losses=reader.numbers("losses").tolist(),
+        tokens=state["tokens"],
+        seconds=state["seconds"],
     )
+    return run, older
 
 
-def _need(condition: bool, otherwise: str) -> None:
+_KEYS = ("model", "config", "alphabet", "training", "state", "dataset", "dataset_sha256")
+
+
+def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(otherwise)
+        raise ValueError(message)
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file and where the numbers start."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    _need(size >= 8 and length <= size - 8, "is not a safetensors file, or it is cut off")
-    _need(length <= _HEADER_LIMIT, f"its header has {length} bytes, {_HEADER_LIMIT} are allowed")
-    return _json(file.read(length), "the header"), 8 + length
-
-
-def _json(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return a JSON object without duplicate keys, NaN and infinities."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        _need(len(keys) == len(pairs), "a key stands twice")
-        return keys
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
-        raise ValueError(f"{what} is not the JSON of a checkpoint ({error})") from None
-    _need(isinstance(value, dict), f"{what} is not the JSON of a checkpoint")
-    return value  # type: ignore[no-any-return]
-
-
-def _check_version(metadata: Any) -> None:
-    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    _need(texts and "microgpt" in metadata, "is a safetensors file, but not one of microgpt")
-    version = metadata["microgpt"]
-    _need(
-        version.isascii() and version.isdigit() and len(version) < 10,
-        f"its format is {shorten(version)}, which no version of microgpt writes",
+def _format(metadata: dict[str, str]) -> int:
+    _require("microgpt" in metadata, "is a safetensors file, but not one of microgpt")
+    text = metadata["microgpt"]
+    _require(
+        re.fullmatch("[1-9][0-9]{0,8}", text) is not None,
+        f"its format is {shorten(text)}, which no version of microgpt writes",
     )
-    _need(
-        int(version) <= FORMAT,
-        f"is of format {version}, from microgpt {shorten(metadata.get('version'))}; "
+    _require(
+        int(text) <= FORMAT,
+        f"is of format {text}, from microgpt {shorten(metadata.get('version'))}; "
         f"microgpt {__version__} reads formats up to {FORMAT}",
     )
-    for key in ("config", "alphabet", "dataset", "dataset_sha256", "seed", "training"):
-        _need(key in metadata, f"the metadata has no {key}")
+    return int(text)
 
 
-def _places(header: dict[str, Any], size: int) -> dict[str, tuple[tuple[int, ...], list[int]]]:
-    """Return name -> shape and the first and last offset, all of them inside size bytes."""
-    places: dict[str, tuple[tuple[int, ...], list[int]]] = {}
-    for name, entry in header.items():
-        title = shorten(name)
-        _need(
-            isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"},
-            f"tensor {title} is not described by dtype, shape and data_offsets",
-        )
-        _need(entry["dtype"] == "F64", f"{title} is {shorten(entry['dtype'])}, not F64")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        for numbers in (shape, offsets):
-            whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
-            _need(whole, f"{title} has {shorten(numbers)} where whole numbers should stand")
-        fits = len(shape) <= 2 and len(offsets) == 2
-        _need(
-            fits and offsets[1] - offsets[0] == 8 * math.prod(shape),
-            f"{title} of shape {shorten(shape)} does not fit its offsets {shorten(offsets)}",
-        )
-        places[name] = tuple(shape), offsets
-    end = 0
-    for name, (_, offsets) in sorted(places.items(), key=lambda item: item[1][1]):
-        _need(offsets[0] == end, f"{shorten(name)} overlaps another tensor, or leaves a gap")
-        end = offsets[1]
-    _need(end == size, f"it has {size} bytes of numbers, its header tells of {shorten(end)}")
-    return places
+def _translated(metadata: dict[str, str]) -> dict[str, str]:
+    """Return the metadata of a file of format 1 as format 2 has it."""
+    _require("training" in metadata, "the metadata has no training")
+    _require("seed" in metadata, "the metadata has no seed")
+    old = json_object(metadata["training"], "the training")
+    seed, split = metadata["seed"], str(old.get("split"))
+    _require(re.fullmatch("-?[0-9]{1,30}", seed) is not None, f"the seed is {shorten(seed)}")
+    units = {"lines": "line", "paragraphs": "paragraph", "stream": "stream"}
+    _require(split in units, f"split is {shorten(split)}")
+    training = {name: old.get(name) for name in ("steps", "lr", "batch_size", "val_fraction")}
+    training |= {"seed": int(seed), "unit": units[split]}
+    state = {name: old.get(name) for name in ("step", "adam", "rng", "tokens", "seconds")}
+    texts = {"model": "GPT", "training": json.dumps(training), "state": json.dumps(state)}
+    return {**metadata, **texts}
 
 
-def _config(text: str, tensors: int) -> Config:
-    sizes = _json(text, "the config")
-    try:
-        config = Config(**sizes)
-    except TypeError as error:
-        raise ValueError(f"the config is not one of microgpt ({error})") from None
-    _need(config.n_layer <= tensors, f"n_layer is {shorten(config.n_layer)}, of {tensors} tensors")
-    return config
+def _fields(config_class: type[Any], text: str, what: str) -> Any:
+    """Return an instance of a config class from the JSON of its fields."""
+    settings = json_object(text, what)
+    different = settings.keys() ^ {field.name for field in fields(config_class)}
+    names = shorten(sorted(different))
+    _require(not different, f"{what} is not one of microgpt: it has or lacks {names}")
+    return config_class(**settings)
 
 
-def _training(text: str) -> dict[str, Any]:
-    """Return the checked state of the training, with a generator as `rng`."""
-    state = _json(text, "the training state")
-
-    def whole(key: str, least: int) -> None:
-        value: Any = state.get(key)
-        good = type(value) is int and value >= least
-        _need(good, f"{key} is {shorten(value)}, not a whole number from {least}")
-
-    def number(value: Any, what: str) -> None:
-        good = type(value) in (int, float) and 0 <= value < math.inf
-        _need(good, f"{what} is {shorten(value)}, not a finite number from 0")
-
-    for key, least in (("steps", 0), ("step", 0), ("batch_size", 1), ("tokens", 0)):
-        whole(key, least)
-    _need(state["step"] <= state["steps"], f"step {state['step']} is beyond steps {state['steps']}")
-    for key in ("lr", "val_fraction", "seconds"):
-        number(state.get(key), key)
-    _need(state["val_fraction"] < 1, f"val_fraction is {state['val_fraction']}")
-    _need(state.get("split") in SPLITS, f"split is {shorten(state.get('split'))}")
-    adam: Any = state.get("adam")
-    _need(isinstance(adam, list) and len(adam) == 3, "adam is not beta1, beta2 and eps")
-    for value in adam:
-        number(value, "a constant of Adam")
-    _need(adam[0] < 1 and adam[1] < 1, f"adam is {shorten(adam)}, its betas must be below 1")
+def _state(text: str, steps: int) -> dict[str, Any]:
+    """Return where the training is, checked, with a generator as `rng`."""
+    state = json_object(text, "the state")
+    step, adam = state.get("step"), state.get("adam")
+    state["step"] = checks.integer(step, "step", 0, steps)
+    state["tokens"] = checks.integer(state.get("tokens"), "tokens", 0, 2**63)
+    state["seconds"] = checks.real(state.get("seconds"), "seconds")
+    if not isinstance(adam, list) or len(adam) != 3:
+        raise ValueError("adam is not beta1, beta2 and eps")
+    constants = [checks.real(value, "a constant of Adam") for value in adam]
+    state["adam"] = checks.adam_rates(step, 0.0, *constants)[2:]
     state["rng"] = _generator(state.get("rng"))
     return state
 
@@ -353,22 +232,25 @@ def _generator(state: Any) -> Random:
     try:
         version, words, gauss_next = state
         rng.setstate((version, tuple(words), gauss_next))
-        _need(gauss_next is None or math.isfinite(gauss_next), "gauss")
+        _require(gauss_next is None or math.isfinite(gauss_next), "gauss")
     except (ValueError, TypeError, OverflowError):
         raise ValueError("rng is not the state of a random.Random") from None
     return rng
 
 
-def _numbers(file: BinaryIO, start: int, name: str, offsets: list[int]) -> array[float]:
-    """Return the numbers of a tensor; all of them are finite."""
-    file.seek(start + offsets[0])
-    data = file.read(offsets[1] - offsets[0])
-    _need(len(data) == offsets[1] - offsets[0], "the file became shorter while it was read")
-    numbers = array("d", _little_endian(data))
-    _need(all(map(math.isfinite, numbers)), f"{name} has a number that is not finite")
-    return numbers
-
-
-def _fill(matrix: Matrix, numbers: array[float]) -> None:
-    rows, cols = matrix.shape
-    matrix.load([numbers[i * cols : (i + 1) * cols] for i in range(rows)])
+def _check_shapes(found: dict[str, tuple[int, ...]], config: Config, step: int) -> None:
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, shape in config.shapes().items():
+        wanted |= {name: shape, f"adam.m.{name}": shape, f"adam.v.{name}": shape}
+    different = found.keys() ^ {*wanted, "losses"}
+    _require(not different, f"tensors that are missing or unknown: {shorten(sorted(different))}")
+    for name in wanted:
+        _require(
+            found[name] == wanted[name],
+            f"{name} has shape {shorten(found[name])}, its config asks for {wanted[name]}",
+        )
+    losses = found["losses"]
+    _require(
+        len(losses) == 1 and losses[0] <= step,
+        f"losses has shape {shorten(losses)} at step {step}",
+    )

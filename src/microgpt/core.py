@@ -1,13 +1,15 @@
 """The core in use: the compiled one if it was built, else the one in plain Python.
 
 The environment variable MICROGPT_BACKEND decides: `auto` (the default), `cython` or `python`.
-BACKEND is "cython" or "python", and BACKEND_REASON says why it is that one.
+BACKEND is "cython" or "python", and BACKEND_REASON says why.
 Raises at import: ValueError if MICROGPT_BACKEND is something else, ImportError if it asks for
-`cython` and the compiled core is not there.
+`cython` and the compiled core was not built.
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+
+from ._core_py import *  # noqa: F403  what type checkers see, and what runs without the other
+from ._core_py import __all__ as _names
 
 _asked = os.environ.get("MICROGPT_BACKEND") or "auto"
 if _asked not in ("auto", "cython", "python"):
@@ -15,35 +17,13 @@ if _asked not in ("auto", "cython", "python"):
 
 BACKEND = "python"
 BACKEND_REASON = f"MICROGPT_BACKEND={_asked}"
-Ids: Any = None  # what graphs are recorded and replayed with; the pure core has none of them
-Recording: Any = None
-Tape: Any = None
-
-if not TYPE_CHECKING and _asked != "python":
+if _asked != "python":
     try:
-        from ._core import (
-            Matrix,
-            Value,
-            adam_update,
-            attention,
-            attention_weights,
-            cross_entropy,
-            embedding,
-            grad_enabled,
-            linear,
-            mean,
-            no_grad,
-            relu,
-            rmsnorm,
-            softmax,
-        )
-        from ._core import _Ids as Ids  # noqa: F401
-        from ._core import _Recording as Recording  # noqa: F401
-        from ._core import _Tape as Tape  # noqa: F401
+        from ._core import *  # type: ignore[import-not-found]  # noqa: F403
 
         BACKEND = "cython"
         if _asked == "auto":
-            BACKEND_REASON = "the compiled core is there"
+            BACKEND_REASON = "compiled core found"
     except ModuleNotFoundError as _error:  # not built; a build that is broken raises ImportError
         if _asked == "cython":
             raise ImportError(
@@ -51,39 +31,4 @@ if not TYPE_CHECKING and _asked != "python":
             ) from None
         BACKEND_REASON = "the compiled core was not built"
 
-if BACKEND == "python":
-    from ._core_py import (
-        Matrix,
-        Value,
-        adam_update,
-        attention,
-        attention_weights,
-        cross_entropy,
-        embedding,
-        grad_enabled,
-        linear,
-        mean,
-        no_grad,
-        relu,
-        rmsnorm,
-        softmax,
-    )
-
-__all__ = [
-    "BACKEND",
-    "BACKEND_REASON",
-    "Matrix",
-    "Value",
-    "adam_update",
-    "attention",
-    "attention_weights",
-    "cross_entropy",
-    "embedding",
-    "grad_enabled",
-    "linear",
-    "mean",
-    "no_grad",
-    "relu",
-    "rmsnorm",
-    "softmax",
-]
+__all__ = ["BACKEND", "BACKEND_REASON", *_names]

@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Iterable
 from importlib import resources
 
+from .files import printable, read, reason, write_whole
+
 BUNDLED = "names_us1990"
-SPLITS = ("lines", "paragraphs", "stream")
+UNITS = ("line", "paragraph", "stream")
 
 _MAKEMORE_URL = "https://raw.githubusercontent.com/karpathy/makemore/988aa59/names.txt"
 _MAKEMORE_SHA256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
@@ -28,7 +30,7 @@ class DownloadError(OSError):
 
 
 def load_documents(
-    source: str | os.PathLike[str] | None = None, split: str = "lines"
+    source: str | os.PathLike[str] | None = None, unit: str = "line"
 ) -> list[str]:
     """Return the documents of source in their order.
 
@@ -36,27 +38,32 @@ def load_documents(
         "makemore": the 32,033 names of karpathy/makemore, downloaded once into the user's cache
         folder, or into the folder named by the environment variable MICROGPT_CACHE.
         Else the path of a UTF-8 text file. A file that is called makemore is "./makemore".
-    split: "lines": one document a line; lines are stripped and blank ones dropped.
-        "paragraphs": documents end at blank lines; they are stripped too.
-        "stream": the whole text is one document, with every line end a newline.
+    unit: what counts as one document.
+        "line": a line; lines are stripped and blank ones dropped.
+        "paragraph": what is between blank lines, stripped too.
+        "stream": the whole text, with every line end a newline.
 
     Raises an OSError if the file cannot be read (FileNotFoundError, IsADirectoryError,
     PermissionError, ...) or downloaded (DownloadError), and ValueError if it is not UTF-8, holds
-    no document or split is something else. The message is one line and names the file.
+    no document or unit is something else. The message is one line and names the file.
 
     >>> docs = load_documents()
     >>> len(docs), docs[:3]
     (5163, ['mary', 'patricia', 'linda'])
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
+    if unit not in UNITS:
+        raise ValueError(wrong_unit(unit))
     if source is None or source == BUNDLED:
         data = (resources.files("microgpt") / "datasets" / f"{BUNDLED}.txt").read_bytes()
     elif source == "makemore":
         data = _makemore()
     else:
-        data = _read(os.fsdecode(source))
-    return _documents(data, describe(source), split)
+        data = read(os.fsdecode(source))
+    return _documents(data, describe(source), unit)
+
+
+def wrong_unit(unit: object) -> str:
+    return f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}"
 
 
 def describe(source: str | os.PathLike[str] | None = None) -> str:
@@ -93,25 +100,7 @@ def checksum(docs: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def printable(path: str) -> str:
-    """Return path, quoted if it is empty or would not print as itself on one line."""
-    return path if path and path.isprintable() else repr(path)
-
-
-def _read(path: str) -> bytes:
-    """Return the bytes of the file. Raises the OSError of open, worded as one line."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        if os.path.isdir(path):  # asked here because Windows only says that permission is denied
-            raise IsADirectoryError(f"{printable(path)}: is a folder, not a file") from None
-        raise type(error)(f"{printable(path)}: {reason(error)}") from None
-    except ValueError:  # a NUL or a lone surrogate, which no file name can hold
-        raise FileNotFoundError(f"{printable(path)}: no file can have this name") from None
-
-
-def _documents(data: bytes, name: str, split: str) -> list[str]:
+def _documents(data: bytes, name: str, unit: str) -> list[str]:
     """Return the documents of a UTF-8 text that are not blank; name is for the errors."""
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
@@ -122,10 +111,10 @@ def _documents(data: bytes, name: str, split: str) -> list[str]:
             f"{name}: not UTF-8 text (byte 0x{data[at]:02x} at offset {at}, line {line})"
         ) from None
     parts = _lines(text)
-    if split != "lines":
+    if unit != "line":
         whole = "\n".join(parts)
-        parts = [whole] if split == "stream" else re.split(r"\n\s*\n", whole)
-    docs = [part if split == "stream" else part.strip() for part in parts if part.strip()]
+        parts = [whole] if unit == "stream" else re.split(r"\n\s*\n", whole)
+    docs = [part if unit == "stream" else part.strip() for part in parts if part.strip()]
     if not docs:
         raise ValueError(f"{name}: the file {'holds only blank lines' if text else 'is empty'}")
     return docs
@@ -143,7 +132,7 @@ def _makemore() -> bytes:
     """Return the names of makemore from the cache folder, downloaded if no intact copy is there."""
     path = os.path.join(cache_folder(), "makemore.txt")
     try:
-        data = _read(path)
+        data = read(path)
     except FileNotFoundError:
         return _download(path)
     return data if _is_makemore(data) else _download(path)
@@ -188,7 +177,8 @@ def _download(path: str) -> bytes:
             data: bytes = response.read(_DOWNLOAD_LIMIT)
         if not _is_makemore(data):
             raise OSError("what came has another sha256 than the file")
-        _write(path, data)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_whole(path, [data])
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed proxy setting
         if isinstance(error, HTTPError):
             error.close()  # it is also the open response
@@ -198,26 +188,3 @@ def _download(path: str) -> bytes:
             f"get {_MAKEMORE_URL} elsewhere and {aim} {printable(path)}"
         ) from None
     return data
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write a file and its folder. Whoever reads path finds all of the data, or what was there."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt too must not leave it
-        os.unlink(temporary)
-        raise
-
-
-def reason(error: Exception) -> str:
-    """Return on one line why error was raised, without its number or the name of its class."""
-    from_socket = getattr(error, "reason", None)  # urllib's URLError wraps the error of the socket
-    if isinstance(from_socket, OSError):
-        error = from_socket
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

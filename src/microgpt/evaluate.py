@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from . import _checks as checks
 from .core import cross_entropy, no_grad, softmax
 from .model import GPT
 
@@ -20,7 +21,8 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     """
     losses: list[float] = []
     with no_grad():
-        for tokens, targets, starts in _packed(model, docs):
+        for group in _groups(docs, model.config.block_size):
+            tokens, targets, starts = model.pack(group)
             logits = model.forward(tokens, starts=starts)
             losses += [loss for [loss] in cross_entropy(logits, targets).tolist()]
     if not losses:
@@ -31,23 +33,13 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     return loss
 
 
-def _packed(
-    model: GPT, docs: Sequence[Sequence[int]]
-) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yield tokens, targets and first rows of as many documents as fit into _ROWS rows."""
-    tokens: list[int] = []
-    targets: list[int] = []
-    starts: list[int] = []
-    for doc in docs:
-        inputs, following = model.pairs(doc)
-        if tokens and len(tokens) + len(inputs) > _ROWS:
-            yield tokens, targets, starts
-            tokens, targets, starts = [], [], []
-        starts.append(len(tokens))
-        tokens += inputs
-        targets += following
-    if tokens:
-        yield tokens, targets, starts
+def _groups(
+    docs: Sequence[Sequence[int]], block_size: int
+) -> Iterator[Sequence[Sequence[int]]]:
+    """Yield as many documents at a time as surely fit into _ROWS rows."""
+    n = max(1, _ROWS // min(block_size, max(map(len, docs), default=1)))
+    for i in range(0, len(docs), n):
+        yield docs[i : i + n]
 
 
 def uniform_loss(model: GPT) -> float:
@@ -73,7 +65,7 @@ def bigram_loss(
     losses = [
         math.log(totals[a] / counts.get((a, b), 1))
         for doc in docs
-        for a, b in zip(*model.pairs(doc), strict=True)
+        for a, b in zip(*model.pack([doc])[:2], strict=True)
     ]
     return math.fsum(losses) / len(losses)
 
@@ -97,6 +89,7 @@ def score(model: GPT, doc: Sequence[int], top: int = 3) -> list[Score]:
     Raises ValueError if doc has fewer than two tokens or does not fit into block_size,
     FloatingPointError if the model's logits are not finite.
     """
+    checks.integer(top, "top", 0)
     if len(doc) < 2:
         raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
     with no_grad():

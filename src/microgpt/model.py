@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
 from random import Random
+from types import MappingProxyType
 
+from . import _checks as checks
 from .core import (
     Matrix,
-    Recording,
     Value,
     attention,
     attention_weights,
@@ -28,11 +28,13 @@ from .core import (
     grad_enabled,
     linear,
     mean,
+    positions,
     relu,
     rmsnorm,
 )
 
 INIT_STD = 0.08  # standard deviation of the untrained parameters
+MAX_SIZE = 10**6  # of each size in Config: a typo must not exhaust memory
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Config:
     vocab_size: number of tokens, BOS included.
     n_layer: number of transformer layers.
     n_embd: width of the network; a multiple of n_head.
-    n_head: attention heads a layer.
+    n_head: attention heads per layer.
     block_size: longest context, in tokens.
 
-    Raises TypeError if a size is not an int, ValueError if it is below 1 or if n_embd is not a
-    multiple of n_head.
+    Raises TypeError if a size is not an int, ValueError if it is below 1 or above a million, or if
+    n_embd is not a multiple of n_head.
     """
 
     vocab_size: int
@@ -57,11 +59,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            size = getattr(self, field.name)
-            if not isinstance(size, int):
-                raise TypeError(f"{field.name} must be an int, not {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {size}")
+            size = checks.integer(getattr(self, field.name), field.name, 1, MAX_SIZE)
+            object.__setattr__(self, field.name, size)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd must be a multiple of n_head, not {self.n_embd} with {self.n_head} heads"
@@ -100,7 +99,7 @@ class Cache:
         """Store new rows k and v (T, n_embd) of a layer; return all its keys and values so far."""
         end = self.length + len(k)
         keys, values = self._keys[layer], self._values[layer]
-        keys[self.length : end].load(k)
+        keys[self.length : end].load(k)  # a slice of a Matrix is a view, not a copy
         values[self.length : end].load(v)
         return keys[:end], values[:end]
 
@@ -111,25 +110,39 @@ class GPT:
     config: the sizes.
     rng: a random.Random; the same state gives the same parameters.
 
-    `state_dict` maps the names of the script to Matrices of shape (nout, nin).
-    `replayable`: a class that overrides a method sets it to True to say that its loss of a
-    document depends on nothing but the tokens and the parameters, through block ops alone.
-    Training then runs its Python once for each number of rows, as it does for this class.
+    `state_dict` maps the names of the script to Matrices of shape (nout, nin). They are loaded,
+    never exchanged.
+    `replayable`: a subclass sets it to True to say that its `mean_loss` and its `forward` depend
+    on nothing but tokens, parameters and cache, as `Replay` asks for. Its Python is then run once,
+    not at every step, as it is for this class.
     """
 
-    replayable = False
+    __slots__ = ("_config", "_state_dict")  # a method is overridden in a subclass, not replaced
+    replayable = True
+
+    def __init_subclass__(cls) -> None:
+        cls.replayable = vars(cls).get("replayable", False)  # it has to say so itself
 
     def __init__(self, config: Config, rng: Random) -> None:
-        self.config = config
-        self.state_dict = {name: Matrix(*shape) for name, shape in config.shapes().items()}
-        for matrix in self.state_dict.values():
+        self._config = config
+        state_dict = {name: Matrix(*shape) for name, shape in config.shapes().items()}
+        for matrix in state_dict.values():
             nout, nin = matrix.shape
             matrix.load([[rng.gauss(0, INIT_STD) for _ in range(nin)] for _ in range(nout)])
+        self._state_dict = state_dict
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def state_dict(self) -> Mapping[str, Matrix]:
+        return MappingProxyType(self._state_dict)
 
     @property
     def num_params(self) -> int:
         """The number of parameters."""
-        return sum(nout * nin for nout, nin in self.config.shapes().values())
+        return sum(nout * nin for nout, nin in (m.shape for m in self._state_dict.values()))
 
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
         """Set all parameters from name -> Matrix or lists of lists.
@@ -137,18 +150,19 @@ class GPT:
         Raises ValueError if a name is missing or unknown or a shape is another; then nothing has
         changed.
         """
-        if set(state_dict) != set(self.state_dict):
-            different = sorted(set(state_dict) ^ set(self.state_dict))
-            raise ValueError(f"these names stand only in one state_dict: {', '.join(different)}")
+        own = self.state_dict
+        if set(state_dict) != set(own):
+            different = sorted(set(state_dict) ^ set(own))
+            raise ValueError(f"found in only one of the state_dicts: {', '.join(different)}")
         new = {}
         for name, source in state_dict.items():
-            new[name] = Matrix(*self.state_dict[name].shape)
+            new[name] = Matrix(*own[name].shape)
             try:
                 new[name].load(source)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         for name, matrix in new.items():
-            self.state_dict[name].load(matrix)
+            own[name].load(matrix)
 
     def forward(
         self,
@@ -164,128 +178,90 @@ class GPT:
         trace: a dict that receives every intermediate block by name.
 
         Raises ValueError if a token is unknown, a document or the cache exceeds block_size, or a
-        cache is used while a graph is built.
+        cache is used while a graph is built or together with starts.
         """
-        weights = self.state_dict
-        x = embedding(weights["wte"], tokens)
-        positions = self._positions(len(x), cache, starts)
-        x = x + embedding(weights["wpe"], positions)
-        if trace is not None:
-            trace["embedding"] = x
-        x = rmsnorm(x)  # not redundant: the residual connection leads around the next one
+        w, n_head = self.state_dict, self.config.n_head
+        note = ({} if trace is None else trace).__setitem__
+        x = embedding(w["wte"], tokens)  # token embedding
+        x = x + self._position_embedding(tokens, cache, starts)
+        note("embedding", x)
+        x = rmsnorm(x)  # not redundant: the residual connection bypasses the next one
         for i in range(self.config.n_layer):
-            x = self._attention_block(i, x, cache, starts, trace)
-            x = self._mlp_block(i, x, trace)
-        logits = linear(x, weights["lm_head"])
-        if trace is not None:
-            trace["logits"] = logits
+            layer = f"layer{i}."
+            # 1) Multi-head attention
+            x_residual = x
+            x = rmsnorm(x)
+            note(layer + "attn_norm", x)
+            q = linear(x, w[layer + "attn_wq"])
+            k = linear(x, w[layer + "attn_wk"])
+            v = linear(x, w[layer + "attn_wv"])
+            if cache is not None:
+                k, v = cache.extend(i, k, v)
+            if trace is not None:
+                trace |= {layer + "q": q, layer + "k": k, layer + "v": v}
+                note(layer + "attn_weights", attention_weights(q, k, n_head, starts))
+            x = attention(q, k, v, n_head, starts)
+            note(layer + "heads", x)
+            x = linear(x, w[layer + "attn_wo"]) + x_residual
+            note(layer + "attn_out", x)
+            # 2) MLP
+            x_residual = x
+            x = rmsnorm(x)
+            note(layer + "mlp_norm", x)
+            x = relu(linear(x, w[layer + "mlp_fc1"]))
+            note(layer + "mlp_hidden", x)
+            x = linear(x, w[layer + "mlp_fc2"]) + x_residual
+            note(layer + "mlp_out", x)
+        logits = linear(x, w["lm_head"])
+        note("logits", logits)
         if cache is not None:
-            cache.length += len(x)
+            cache.length += len(tokens)
         return logits
 
-    def _attention_block(
-        self,
-        layer: int,
-        x: Matrix,
-        cache: Cache | None,
-        starts: Sequence[int] | None,
-        trace: dict[str, Matrix] | None,
+    def _position_embedding(
+        self, tokens: Sequence[int], cache: Cache | None, starts: Sequence[int] | None
     ) -> Matrix:
-        weights, name, n_head = self.state_dict, f"layer{layer}.", self.config.n_head
-        normed = rmsnorm(x)
-        q = linear(normed, weights[name + "attn_wq"])
-        k = linear(normed, weights[name + "attn_wk"])
-        v = linear(normed, weights[name + "attn_wv"])
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        heads = attention(q, k, v, n_head, starts)
-        out = linear(heads, weights[name + "attn_wo"]) + x
-        if trace is not None:
-            attn_weights = attention_weights(q, k, n_head, starts)
-            blocks = {"attn_norm": normed, "q": q, "k": k, "v": v, "attn_weights": attn_weights}
-            blocks |= {"heads": heads, "attn_out": out}
-            trace.update((name + block, matrix) for block, matrix in blocks.items())
-        return out
-
-    def _mlp_block(self, layer: int, x: Matrix, trace: dict[str, Matrix] | None) -> Matrix:
-        weights, name = self.state_dict, f"layer{layer}."
-        normed = rmsnorm(x)
-        hidden = relu(linear(normed, weights[name + "mlp_fc1"]))
-        out = linear(hidden, weights[name + "mlp_fc2"]) + x
-        if trace is not None:
-            blocks = {"mlp_norm": normed, "mlp_hidden": hidden, "mlp_out": out}
-            trace.update((name + block, matrix) for block, matrix in blocks.items())
-        return out
-
-    def _positions(
-        self, rows: int, cache: Cache | None, starts: Sequence[int] | None
-    ) -> list[int]:
-        """Return for each row the place of its token in its document."""
-        if cache is not None and grad_enabled():
+        wpe = self.state_dict["wpe"]
+        if cache is None:
+            return embedding(wpe, positions(tokens, starts, self.config.block_size))
+        if starts is not None:
+            raise ValueError("cache and starts exclude each other: a cache holds one document")
+        if grad_enabled():
             raise ValueError("a cache holds no gradients: use it under no_grad()")
-        if cache is not None and starts is not None:
-            raise ValueError("a cache holds one document: it does not go with starts")
-        if cache is not None and cache.length + rows > cache.block_size:
+        end = cache.length + len(tokens)
+        if end > cache.block_size:
             raise ValueError(
-                f"the cache is full: {cache.length} tokens and {rows} more, "
+                f"the cache is full: {cache.length} tokens and {len(tokens)} more, "
                 f"block_size is {cache.block_size}"
             )
-        if cache is not None:
-            return list(range(cache.length, cache.length + rows))
-        starts = list(starts) if starts is not None else [0]
-        if starts[:1] != [0]:
-            raise ValueError(f"starts must rise from 0, not {starts}")
-        lengths = [end - start for start, end in zip(starts, [*starts[1:], rows], strict=True)]
-        if max(lengths) > self.config.block_size:
-            raise ValueError(
-                f"a document of {max(lengths)} tokens is longer than block_size "
-                f"{self.config.block_size}"
-            )
-        return [position for length in lengths for position in range(length)]
+        rows: Matrix = wpe[cache.length : end]
+        return rows
 
     def loss(self, docs: Sequence[Sequence[int]]) -> Value:
         """Return the mean cross-entropy over all positions of docs, lists of token ids.
 
-        Each document stands between two BOS, as Tokenizer.encode gives it; position t predicts
+        Each document has a BOS on both sides, as Tokenizer.encode gives it; position t predicts
         token t + 1. Of a document with more than block_size + 1 tokens the rest is not used.
         Raises ValueError if there is no document or one has fewer than two tokens.
         """
+        return self.mean_loss(*self.pack(docs))
+
+    def pack(self, docs: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
+        """Return tokens, targets and first rows of docs, one after another without padding."""
         tokens: list[int] = []
         targets: list[int] = []
-        starts = []
+        starts: list[int] = []
         for doc in docs:
-            inputs, following = self.pairs(doc)
+            if len(doc) < 2:
+                raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
+            n = min(self.config.block_size, len(doc) - 1)
             starts.append(len(tokens))
-            tokens += inputs
-            targets += following
-        return self.loss_of(tokens, targets, starts if len(starts) > 1 else None)
+            tokens += doc[:n]
+            targets += doc[1 : n + 1]
+        return tokens, targets, starts
 
-    def pairs(self, doc: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """Return what goes in and what is to come out: tokens t and t + 1, block_size at most.
-
-        Raises ValueError if doc has fewer than two tokens.
-        """
-        n = min(self.config.block_size, len(doc) - 1)
-        if n < 1:
-            raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
-        return doc[:n], doc[1 : n + 1]
-
-    def loss_of(
+    def mean_loss(
         self, tokens: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
     ) -> Value:
         """Return the mean cross-entropy of targets after tokens; starts as in forward."""
         return mean(cross_entropy(self.forward(tokens, starts=starts), targets))
-
-
-_METHODS = ("loss", "loss_of", "pairs", "forward", "_attention_block", "_mlp_block", "_positions")
-_methods_of = attrgetter(*_METHODS)
-_OUR_OWN = _methods_of(GPT)
-
-
-def can_be_recorded(model: GPT) -> bool:
-    """Return whether the core may run what the model computes again without its Python.
-
-    It may if the core records at all, and the model's methods are ours or it is `replayable`.
-    """
-    own = _methods_of(type(model)) == _OUR_OWN and vars(model).keys().isdisjoint(_METHODS)
-    return Recording is not None and (own or model.replayable)

@@ -6,20 +6,17 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
-from typing import TYPE_CHECKING, Any
 
-from .core import Ids, Matrix, Tape, no_grad, softmax
-from .model import GPT, Cache, can_be_recorded
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .training import Run
+from . import _checks as checks
+from .core import Matrix, Replay, no_grad, softmax
+from .model import GPT, Cache
+from .training import Run
 
 LEAST_TEMPERATURE = 1e-290  # below it the likeliest token is taken, as at 0
 
 
 def generate(
-    run: Run | Checkpoint,
+    run: Run,
     n: int = 20,
     temperature: float = 0.5,
     rng: Random | None = None,
@@ -44,16 +41,14 @@ def generate(
     prompt does not fit or has a character that is not in the alphabet; FloatingPointError if the
     parameters are such that a logit is not finite.
     """
-    if n < 0:
-        raise ValueError(f"n must be 0 or more, not {n}")
-    length = run.model.config.block_size if length is None else length
+    n, length = checks.integer(n, "n", 0), _length(run.model, length)
     if length <= len(prompt):
         raise ValueError(f"a prompt of {len(prompt)} characters leaves no room in {length}")
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
     start = run.tokenizer.encode(prompt)[1:-1]
-    model = _Stepper(run.model, temperature, top_k, top_p)
-    return [decode(_sample(model, bos, rng, start, length)) for _ in range(n)]
+    sampler = _Sampler(run.model, temperature, top_k, top_p)
+    return [decode(sampler.sample(bos, rng, start, length)) for _ in range(n)]
 
 
 def sample(
@@ -70,82 +65,61 @@ def sample(
 
     The arguments and errors are those of generate; prompt holds token ids.
     """
-    length = model.config.block_size if length is None else length
-    return _sample(_Stepper(model, temperature, top_k, top_p), bos, rng, prompt, length)
+    sampler = _Sampler(model, temperature, top_k, top_p)
+    return sampler.sample(bos, rng, prompt, _length(model, length))
 
 
-def _sample(
-    model: _Stepper, bos: int, rng: Random, prompt: Sequence[int], length: int
-) -> list[int]:
-    tokens = list(prompt)
-    following = [bos, *tokens]  # what the model has not seen yet
-    model.begin()
-    while len(tokens) < length:
-        if model.room < len(following):  # go on with what was said last
-            model.begin()
-            following = [bos, *tokens[len(tokens) - model.room // 2 :]]
-        token = model.draw_after(following, rng)
-        if token == bos:
-            break
-        tokens.append(token)
-        following = [token]
-    return tokens
+def _length(model: GPT, length: int | None) -> int:
+    return model.config.block_size if length is None else checks.integer(length, "length")
 
 
-class _Stepper:
-    """A model that is given tokens and draws what follows.
-
-    What it computes for one token at a position is recorded the first time, and from then on
-    computed again without the model's Python, where the core can do that.
-    """
+class _Sampler:
+    """A model that is given tokens and draws what follows them."""
 
     def __init__(
-        self, model: GPT, temperature: float, top_k: int | None = None, top_p: float | None = None
+        self, model: GPT, temperature: float, top_k: int | None, top_p: float | None
     ) -> None:
-        if not temperature >= 0.0:
-            raise ValueError(f"temperature must be 0 or more, not {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
-        if top_p is not None and not 0.0 < top_p <= 1.0:
+        if not (temperature := checks.number(temperature, "temperature")) >= 0.0:
+            raise ValueError(f"temperature must be at least 0, not {temperature}")
+        if top_k is not None:
+            checks.integer(top_k, "top_k", 1)
+        if top_p is not None and not 0.0 < checks.number(top_p, "top_p") <= 1.0:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
         self._greedy = temperature < LEAST_TEMPERATURE
         self._temperature, self._limits = min(temperature, 1e290), (top_k, top_p)
         self._model, self._cache = model, Cache(model.config)
-        self._records = can_be_recorded(model)
-        self._recorded: dict[int, tuple[Any, Any, Matrix]] = {}  # position -> ids, tape, result
+        self._replay = Replay(self._probabilities) if model.replayable else None
 
-    @property
-    def room(self) -> int:
-        """How many more tokens the model can see."""
-        return self._cache.block_size - self._cache.length
+    def sample(self, bos: int, rng: Random, prompt: Sequence[int], length: int) -> list[int]:
+        cache, tokens = self._cache, list(prompt)
+        pending = [bos, *tokens]  # what the model has not seen yet
+        cache.length = 0
+        while len(tokens) < length:
+            if cache.length + len(pending) > cache.block_size:  # go on with the latest half
+                cache.length = 0
+                pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
+            token = self._next_token(pending, rng)
+            if token == bos:
+                break
+            tokens.append(token)
+            pending = [token]
+        return tokens
 
-    def begin(self) -> None:
-        """Forget the tokens so far."""
-        self._cache.length = 0
-
-    def draw_after(self, tokens: list[int], rng: Random) -> int:
-        """Give the model tokens and return the one that follows them."""
-        row = self.after(tokens)
+    def _next_token(self, pending: list[int], rng: Random) -> int:
+        row = self._next_row(pending)
         return _likeliest(row) if self._greedy else _draw(row, rng, *self._limits)
 
-    def after(self, tokens: list[int]) -> list[float]:
-        """Return the probability of each token to come next; if greedy, its logit."""
+    def _next_row(self, pending: list[int]) -> list[float]:
+        """Give the model tokens; return the probability of each token to follow, or its logit."""
         position = self._cache.length
-        if len(tokens) > 1 or not self._records:
-            return self._compute(tokens).tolist()[-1]
-        if position in self._recorded:
-            ids, tape, result = self._recorded[position]
-            ids.load(tokens)
-            tape.forward()
-            self._cache.length += 1
+        if len(pending) == 1 and self._replay is not None:
+            rows = self._replay(pending, key=position)
         else:
-            ids = Ids(tokens)
-            with Tape() as tape:
-                result = self._compute(ids)
-            self._recorded[position] = ids, tape, result
-        return result.tolist()[-1]
+            rows = self._probabilities(pending)
+        self._cache.length = position + len(pending)
+        return rows.tolist()[-1]  # type: ignore[no-any-return]
 
-    def _compute(self, tokens: Sequence[int]) -> Matrix:
+    def _probabilities(self, tokens: Sequence[int]) -> Matrix:
         with no_grad():
             logits = self._model.forward(tokens, self._cache)
             return logits if self._greedy else softmax(logits, self._temperature)

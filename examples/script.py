@@ -3,19 +3,14 @@
 The original is https://gist.github.com/karpathy/8627fe009c40f57531cb18360106ce95. Here `Value` is
 imported; everything else is spelled out below: data, tokenizer, model, Adam, training, sampling.
 
-    python examples/microgpt.py                        the bundled names, 1,000 steps
-    python examples/microgpt.py names.txt 50           another file, 50 steps
+    python examples/script.py                        the bundled names, 1,000 steps
+    python examples/script.py names.txt 50           another file, 50 steps
 """
 
-import os
 import random
 import sys
 
-# This file is called like the package, so its folder must not be searched for the package.
-here = os.path.dirname(os.path.abspath(__file__))
-sys.path = [path for path in sys.path if os.path.abspath(path) != here]
-
-from microgpt import Value, load_documents  # noqa: E402
+from microgpt import Value, load_documents
 
 data = sys.argv[1] if len(sys.argv) > 1 else None
 num_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000

@@ -1,0 +1,80 @@
+"""Files: how they are named in messages, read, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+
+
+def printable(path: str) -> str:
+    """Return path, quoted if it is empty or would not print as itself on one line."""
+    return path if path and path.isprintable() else repr(path)
+
+
+def reason(error: Exception) -> str:
+    """Return on one line why error was raised, without its number or the name of its class."""
+    from_socket = getattr(error, "reason", None)  # urllib's URLError wraps the error of the socket
+    if isinstance(from_socket, OSError):
+        error = from_socket
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return text as one printable line, shortened in the middle if it is longer than limit.
+
+    >>> one_line("a\\nb\\x1b[2J")
+    'a b\\\\x1b[2J'
+    """
+    words = " ".join(text.split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+    half = limit // 2 - 3
+    return line if len(line) <= limit else f"{line[:half]} ... {line[-half:]}"
+
+
+def read(path: str) -> bytes:
+    """Return the bytes of the file. Raises the OSError of open, worded as one line."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        if os.path.isdir(path):  # asked here because Windows only says that permission is denied
+            raise IsADirectoryError(f"{printable(path)}: is a folder, not a file") from None
+        raise type(error)(f"{printable(path)}: {reason(error)}") from None
+    except ValueError:  # a NUL or a lone surrogate, which no file name can hold
+        raise FileNotFoundError(f"{printable(path)}: no file can have this name") from None
+
+
+def write_whole(path: str, chunks: Iterable[bytes]) -> None:
+    """Write a file so that it is complete at every moment, even after a crash.
+
+    It is written under a name of its own in the same folder and then renamed.
+    """
+    target = os.path.realpath(path)  # a symbolic link stays one
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as file:  # a device is written to, not replaced
+            file.writelines(chunks)
+        return
+    folder = os.path.dirname(target)
+    part = os.path.join(folder, f"microgpt-{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(target):
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except BaseException:  # an interrupt too must not leave it
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the new name too is to survive a power failure
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

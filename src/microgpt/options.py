@@ -1,0 +1,191 @@
+"""The options of the command line: what each command can be asked, and the help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from . import __version__
+from .data import UNITS
+from .files import one_line
+from .model import Config
+from .training import TrainConfig
+
+WRONG_USAGE = 2
+
+
+def positive(text: str) -> int:
+    """Return text as an int of at least 1; an argparse type."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+# flag: type (bool: no value), default, metavar, help. What belongs to a run has its default in
+# TrainConfig or Config, and is absent from the parsed options unless it was given.
+RUN = {
+    "--unit": (str, TrainConfig, None, "what counts as one document: a line, a paragraph, or a "
+               "stream, of which each step takes windows of --block-size characters"),
+    "--val-fraction": (float, TrainConfig, "X", "fraction of the documents held out for "
+                       "validation, after duplicates are removed; of a stream, its end"),
+    "--n-layer": (int, Config, "N", "layers"),
+    "--n-embd": (int, Config, "N", "width, a multiple of --n-head"),
+    "--n-head": (int, Config, "N", "attention heads per layer"),
+    "--block-size": (int, Config, "N", "longest context, in tokens"),
+    "--steps": (int, TrainConfig, "N", "training steps"),
+    "--lr": (float, TrainConfig, "X", "initial learning rate, decayed linearly to 0"),
+    "--batch-size": (int, TrainConfig, "N", "documents per step"),
+    "--seed": (int, TrainConfig, "N", "seed of the random number generator"),
+}  # fmt: skip
+TEMPERATURE = (float, 0.5, "X", "0 is greedy; 1 samples from the model's distribution")
+TRAIN = {
+    "--data": (str, None, "FILE", "a UTF-8 text file; or makemore: the original's 32,033 names, "
+               "downloaded once (default: the bundled names)"),
+    "--init": (str, None, "MODEL", "start from the parameters of this model, with its sizes and "
+               "its alphabet"),
+    "--out": (str, None, "MODEL", "save the run as this safetensors file, at the end and when it "
+              "is interrupted"),
+    "--save-every": (positive, None, "N", "save every N steps too"),
+    "--snapshots": (bool, False, None, "of each save keep a copy with its step in the name"),
+    "--resume": (str, None, "MODEL", "continue this run; it is saved there again unless --out is "
+                 "given, and what belongs to the run cannot change"),
+    "--log": (str, None, "FILE", "write one JSON line per step: step, loss, lr, tokens, seconds, "
+              "val_loss"),
+    "--eval-every": (positive, None, "N", "measure the validation loss every N steps, not only "
+                     "after the last"),
+    "--sample-every": (positive, None, "N", "print 5 samples every N steps"),
+    "--temperature": TEMPERATURE,
+    "--samples": (int, 20, "N", "how many to print at the end"),
+}  # fmt: skip
+TRAIN_GROUPS = {
+    "data": ("--data", "--unit", "--val-fraction"),
+    "model": ("--n-layer", "--n-embd", "--n-head", "--block-size", "--init"),
+    "training": ("--steps", "--lr", "--batch-size", "--seed"),
+    "saving": ("--out", "--save-every", "--snapshots", "--resume"),
+    "watching it learn": ("--log", "--eval-every", "--sample-every"),
+    "samples": ("--temperature", "--samples"),
+}
+SAMPLE = {
+    "-n": (int, 20, "N", "how many"),
+    "--prompt": (str, "", "TEXT", "what each begins with"),
+    "--length": (int, None, "N", "most characters of each; beyond the block size the model sees "
+                 "the last ones only (default: the block size)"),
+    "--new": (bool, False, None, "skip samples that occur in the training data"),
+    "--data": (str, None, "FILE", "the training data, for --new (default: the file that the "
+               "training read)"),
+    "--json": (bool, False, None, "print one JSON object per line, with the text"),
+    "--temperature": TEMPERATURE,
+    "--top-k": (int, None, "N", "from the N most likely tokens only"),
+    "--top-p": (float, None, "X", "nucleus sampling: from the smallest set of most likely tokens "
+                "whose probabilities sum to at least X; after --top-k"),
+    "--seed": (int, None, "N", "seed of the random number generator (default: the run's own "
+               "generator goes on)"),
+}  # fmt: skip
+EVAL = {
+    "--data": (str, None, "FILE", "the documents, of the same unit as in the training (default: "
+               "those that the run held out for validation)"),
+}  # fmt: skip
+SCORE = {
+    "--top": (int, 3, "N", "how many of the most likely tokens"),
+    "--json": (bool, False, None, "print one JSON object per line"),
+}
+# command: summary, description, example, its own arguments, its options in groups
+COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, Any]]]] = {
+    "train": ("train a model and print samples of it",
+              "Train a GPT, one document per step, and print samples of it. --out saves the run; "
+              "--resume continues a saved one.",
+              "--data names.txt --n-embd 32 --log losses.jsonl", (),
+              {title: {flag: (RUN | TRAIN)[flag] for flag in flags}
+               for title, flags in TRAIN_GROUPS.items()}),
+    "sample": ("generate documents with a saved model",
+               "Print new documents of a saved model, one per line. Without --seed they are those "
+               "that the training printed.",
+               "names.safetensors --prompt em -n 5", ("model",), {"options": SAMPLE}),
+    "eval": ("measure the loss of a saved model on documents",
+             "Print the mean loss of a saved model over all positions of documents, and two "
+             "baselines for scale: a uniform guess, and a bigram table of the training data.",
+             "names.safetensors --data others.txt", ("model",), {"options": EVAL}),
+    "score": ("show how likely a saved model finds texts, token by token",
+              "Print the loss of each text, per position and in total, and the tokens that the "
+              "model finds most likely there.",
+              "names.safetensors emma olivia", ("model", "texts"), {"options": SCORE}),
+    "info": ("show the version, the core in use and the platform",
+             "Print what to include in a bug report: version, core, platform.", "", (), {}),
+}  # fmt: skip
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "model": {"metavar": "MODEL", "help": "a file written by microgpt train --out"},
+    "texts": {"metavar": "TEXT", "nargs": "+", "help": "a text to score"},
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line of bounded length."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: {one_line(message, 200)} (see {self.prog} --help)\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of one command; argv: the words, None: those of the process."""
+    return parser().parse_args(argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = _Parser(
+        prog="microgpt",
+        description="Train a small GPT on a list of names or other short texts, and invent more.",
+        epilog="example: microgpt train --data names.txt --steps 2000 --out names.safetensors",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"microgpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, description, example, arguments, groups) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=f"example: microgpt {name} {example}".rstrip(),
+            allow_abbrev=False,
+        )
+        for argument in arguments:
+            command.add_argument(argument, **ARGUMENTS[argument])
+        for title, options in groups.items():
+            group = command.add_argument_group(title) if title != "options" else command
+            for flag, option in options.items():
+                _add(group, flag, *option)
+    return parser
+
+
+def _add(
+    group: argparse._ActionsContainer, flag: str, kind: Any, default: Any, metavar: Any, help: str
+) -> None:
+    if kind is bool:
+        group.add_argument(flag, action="store_true", help=help)
+        return
+    choices = UNITS if flag == "--unit" else None
+    if flag in RUN and default in (TrainConfig, Config):
+        shown = getattr(default, name_of(flag))
+        help, default = f"{help} (default: {shown})", argparse.SUPPRESS
+    elif default not in (None, ""):
+        help = f"{help} (default: {default})"
+    group.add_argument(
+        flag, type=kind, default=default, metavar=metavar, choices=choices, help=help
+    )
+
+
+def name_of(flag: str) -> str:
+    """Return the setting that an option sets.
+
+    >>> name_of("--n-embd")
+    'n_embd'
+    """
+    return flag[2:].replace("-", "_")
+
+
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """Return name -> value of the fields of TrainConfig or Config that were given as options."""
+    names = [name_of(flag) for flag, option in RUN.items() if option[1] is config]
+    return {name: getattr(options, name) for name in names if name in options}

@@ -1,0 +1,150 @@
+"""The safetensors file format: named blocks of numbers with text metadata.
+
+https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header,
+and the numbers, here float64. Nothing in a file is run, and nothing in it is believed before it is
+checked against the size of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from array import array
+from collections.abc import Mapping
+from reprlib import repr as shorten
+from typing import Any, BinaryIO
+
+from .files import write_whole
+
+_HEADER_LIMIT = 10_000_000  # bytes; a header of ours has ten thousand and the alphabet
+
+
+class Reader:
+    """Read an open safetensors file.
+
+    metadata: the strings of the header; shapes: name -> shape of each tensor.
+    Raises ValueError if the file is damaged or has numbers other than float64.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("is not a safetensors file, or it is cut off")
+        if length > _HEADER_LIMIT:
+            raise ValueError(f"its header has {length} bytes, {_HEADER_LIMIT} are allowed")
+        header = json_object(file.read(length), "the header")
+        self._start = 8 + length
+        self.metadata = _metadata(header.pop("__metadata__", {}))
+        self._places = _places(header, size - self._start)
+        self.shapes = {name: shape for name, (shape, _, _) in self._places.items()}
+
+    def numbers(self, name: str) -> array[float]:
+        """Return the numbers of a tensor, row by row; all of them are finite."""
+        _, start, end = self._places[name]
+        self._file.seek(self._start + start)
+        data = self._file.read(end - start)
+        if len(data) != end - start:
+            raise ValueError("the file became shorter while it was read")
+        numbers = array("d", _little_endian(data))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{name} has a number that is not finite")
+        return numbers
+
+
+def write(
+    path: str,
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
+) -> None:
+    """Write a file, whole or not at all.
+
+    tensors: name -> shape and the bytes of its float64 numbers, row by row.
+    Raises FloatingPointError if a number is not finite.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (shape, data) in tensors.items():
+        if not all(map(math.isfinite, memoryview(data).cast("d"))):
+            raise FloatingPointError(f"not saved: {name} has a number that is not finite")
+        offsets = [end, end + len(data)]
+        header[name] = {"dtype": "F64", "shape": list(shape), "data_offsets": offsets}
+        end += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    numbers = (_little_endian(data) for _, data in tensors.values())
+    write_whole(path, [len(text).to_bytes(8, "little"), text, *numbers])
+
+
+def json_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Return a JSON object without duplicate keys, NaN and infinities."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) != len(pairs):
+            raise ValueError("duplicate key")
+        return keys
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+        raise ValueError(f"{what} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not a JSON object")
+    return value
+
+
+def _metadata(entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+        raise ValueError("its metadata is not made of strings")
+    return entry
+
+
+def _places(
+    header: dict[str, Any], size: int
+) -> dict[str, tuple[tuple[int, ...], int, int]]:
+    """Return name -> shape and the first and last offset, all of them inside size bytes."""
+    places: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"{shorten(name)} is not described by dtype, shape and data_offsets")
+        if entry["dtype"] != "F64":
+            raise ValueError(f"{shorten(name)} is {shorten(entry['dtype'])}, not F64")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not (_whole(shape) and _whole(offsets) and len(shape) <= 2 and len(offsets) == 2):
+            raise ValueError(
+                f"{shorten(name)} has shape {shorten(shape)} and offsets {shorten(offsets)}"
+            )
+        if offsets[1] - offsets[0] != 8 * math.prod(shape):
+            raise ValueError(
+                f"{shorten(name)} of shape {shorten(shape)} does not fit its offsets "
+                f"{shorten(offsets)}"
+            )
+        places[name] = tuple(shape), offsets[0], offsets[1]
+    end = 0
+    for name, (_, start, stop) in sorted(places.items(), key=lambda item: item[1][1:]):
+        if start != end:
+            raise ValueError(f"{shorten(name)} overlaps another tensor, or leaves a gap")
+        end = stop
+    if end != size:
+        raise ValueError(f"it has {size} bytes of numbers, its header says {shorten(end)}")
+    return places
+
+
+def _whole(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _little_endian(data: bytes) -> bytes:
+    """Return the bytes of float64 numbers in the order of the file, or back."""
+    if sys.byteorder == "little":
+        return data
+    numbers = array("d", data)
+    numbers.byteswap()
+    return numbers.tobytes()

@@ -1,0 +1,374 @@
+"""Replay: a function of ids that is called again, whatever is done with what it gave before."""
+
+import copy
+import gc
+import pickle
+import threading
+
+import pytest
+
+
+class Net:
+    """A small model of a core, which counts how often its Python runs."""
+
+    def __init__(self, c):
+        self.c, self.calls = c, 0
+        self.table = c.Matrix.of([[0.1, -0.2], [0.3, 0.5], [-0.7, 0.2]])
+        self.places = c.Matrix.of([[0.5, 0.1], [-0.2, 0.4], [0.3, 0.3]])
+        self.w = c.Matrix.of([[1.0, -1.0], [0.5, 2.0], [0.25, 0.1]])
+        self.params = self.table, self.places, self.w
+
+    def loss(self, tokens, targets, starts):
+        self.calls += 1
+        c = self.c
+        x = c.embedding(self.table, tokens)
+        x = c.rmsnorm(x + c.embedding(self.places, c.positions(tokens, starts, 3)))
+        x = c.attention(x, x, c.relu(x), 1, starts) + x
+        return c.mean(c.cross_entropy(c.linear(x, self.w), targets))
+
+    def results(self, f, *ids):
+        """Return the loss of ids and the gradients, which are 0 before and after."""
+        loss = f(*ids)
+        loss.backward()
+        gradients = [matrix.grad.tolist() for matrix in self.params]
+        for matrix in self.params:
+            for row in matrix:
+                for value in row:
+                    value.grad = 0.0
+        return loss.data, gradients
+
+
+@pytest.fixture
+def net(core):
+    return Net(core)
+
+
+IDS = [
+    ([0, 1, 2], [1, 2, 0], [0]),
+    ([2, 0, 0], [1, 1, 1], [0]),
+    ([1], [0], [0]),
+    ([0, 1, 2, 2, 1], [1, 0, 2, 1, 1], [0, 3]),
+    ([0, 1, 2, 2, 1], [1, 0, 2, 1, 1], [0, 2]),
+    ([0, 1, 2] * 40, [1, 0, 2] * 40, list(range(0, 120, 3))),
+    ([2, 2], [1, 0], [0, 1]),
+    ([0, 1, 2], [1, 2, 0], [0]),
+]
+
+
+def test_a_replay_gives_the_bits_of_a_call_on_any_number_of_rows_and_documents(core, net):
+    replay = core.Replay(net.loss)
+    for ids in IDS:
+        assert net.results(replay, *ids) == net.results(net.loss, *ids)
+
+
+def test_one_graph_serves_any_number_of_rows_and_documents(compiled):
+    net = Net(compiled)
+    replay = compiled.Replay(net.loss)
+    for ids in IDS:
+        replay(*ids)
+    assert net.calls == 1
+
+
+def test_a_replay_sees_new_parameters(core, net):
+    replay = core.Replay(net.loss)
+    before = replay(*IDS[0]).data
+    net.w.load([[0.0, 0.0]] * 3)
+    assert replay(*IDS[0]).data == net.loss(*IDS[0]).data != before
+
+
+def test_backward_twice_doubles_the_gradients_of_a_replayed_loss_too(core, net):
+    replay = core.Replay(net.loss)
+    once = net.results(replay, *IDS[3])[1]
+    loss = replay(*IDS[3])
+    loss.backward()
+    loss.backward()
+    for matrix, rows in zip(net.params, once, strict=True):
+        for row, expected in zip(matrix.grad.tolist(), rows, strict=True):
+            assert row == pytest.approx([2 * x for x in expected], rel=1e-12)
+
+
+def test_results_that_are_kept_stay_as_they_were(core, net):
+    replay = core.Replay(net.loss)
+    kept = [replay(*ids) for ids in IDS]
+    assert [loss.data for loss in kept] == [net.loss(*ids).data for ids in IDS]
+
+
+@pytest.mark.parametrize("hold", [
+    lambda loss: loss._children[:1], lambda loss: loss * 2.0, lambda loss: [loss],
+])  # fmt: skip
+def test_a_graph_that_can_be_reached_is_not_changed(core, net, hold):
+    replay = core.Replay(net.loss)
+    replay(*IDS[0])
+    loss = replay(*IDS[1])
+    held = hold(loss)
+    before, (child, *_) = [value.data for value in ([held] if hasattr(held, "data") else held)], (
+        loss._children
+    )
+    seen = child.data
+    del loss
+    replay(*IDS[3])
+    assert [value.data for value in ([held] if hasattr(held, "data") else held)] == before
+    assert child.data == seen
+
+
+def test_a_block_that_the_function_gave_away_is_not_changed(core, net):
+    given = []
+
+    def loss(tokens, targets, starts):
+        x = core.embedding(net.table, tokens)
+        given.append(x)
+        return core.mean(core.cross_entropy(core.linear(x, net.w), targets))
+
+    replay = core.Replay(loss)
+    for ids in IDS[:4]:
+        replay(*ids)
+    rows = net.table.tolist()
+    assert [x.tolist() for x in given] == [[rows[i] for i in ids[0]] for ids in IDS[:4]]
+
+
+@pytest.mark.parametrize("ids", [
+    ([0, 3], [0, 1], [0]), ([-1], [0], [0]), ([0], [3], [0]), ([0, 1], [0], [0]),
+    ([0, 1], [0, 1], [1]), ([0, 1], [0, 1], [0, 2]), ([0, 1, 2], [0, 1, 2], [0, 2, 1]),
+    ([0, 1, 2, 0], [0, 1, 2, 0], [0]), ([10**30], [0], [0]), ([0.0], [0], [0]), ([], [], []),
+    ([0], [0], []),
+])  # fmt: skip
+def test_ids_that_do_not_fit_are_the_errors_of_a_call_and_do_no_harm(core, net, ids):
+    replay = core.Replay(net.loss)
+    replay(*IDS[0])
+    with pytest.raises((ValueError, TypeError)) as expected:
+        net.loss(*ids)
+    for _ in range(2):
+        with pytest.raises(type(expected.value)) as caught:
+            replay(*ids)
+        assert str(caught.value) == str(expected.value)
+        assert net.results(replay, *IDS[3]) == net.results(net.loss, *IDS[3])
+
+
+def with_a_number_read(net, c):
+    return lambda tokens: c.mean(c.embedding(net.table, tokens)) * float(tokens[0])
+
+
+def with_scalars(net, c):
+    def loss(tokens):
+        x = c.embedding(net.table, tokens)
+        return c.mean(c.Matrix.pack([[value * value for value in row] for row in x]))
+
+    return loss
+
+
+def with_ids_of_its_own(net, c):
+    return lambda tokens: c.mean(
+        c.embedding(net.table, tokens) + c.embedding(net.places, list(range(len(tokens))))
+    )
+
+
+def with_what_it_read(net, c):
+    return lambda tokens: c.mean(c.embedding(net.table, [2 - i for i in tokens]))
+
+
+def with_an_op_after_the_result(net, c):
+    def loss(tokens):
+        result = c.mean(c.embedding(net.table, tokens))
+        c.relu(net.table)
+        return result
+
+    return loss
+
+
+def with_a_view_of_what_it_computed(net, c):
+    return lambda tokens: c.mean(c.relu(c.embedding(net.table, tokens)[:1]))
+
+
+def with_numbers_that_it_read(net, c):
+    return lambda tokens: c.mean(c.Matrix.of(c.embedding(net.table, tokens).tolist()))
+
+
+def with_an_entry_that_it_read(net, c):
+    def loss(tokens):
+        x = c.embedding(net.table, tokens)
+        return c.mean(c.softmax(x, 1.0 + x[0][0].data ** 2))
+
+    return loss
+
+
+def with_a_mean_that_it_read(net, c):
+    def loss(tokens):
+        x = c.embedding(net.table, tokens)
+        return c.mean(c.softmax(x, 1.0 + c.mean(x).data ** 2))
+
+    return loss
+
+
+def with_a_number(net, c):
+    return lambda tokens: 3.0 + len(tokens)
+
+
+def with_a_leaf(net, c):
+    return lambda tokens: c.mean(c.Matrix.of([[float(i) for i in tokens]]))
+
+
+FUNCTIONS = [
+    with_a_number_read, with_scalars, with_ids_of_its_own, with_what_it_read,
+    with_an_op_after_the_result, with_a_view_of_what_it_computed, with_a_number, with_a_leaf,
+    with_numbers_that_it_read, with_an_entry_that_it_read, with_a_mean_that_it_read,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", FUNCTIONS)
+def test_what_cannot_be_replayed_is_run(core, net, make):
+    f = make(net, core)
+    replay = core.Replay(f)
+    for tokens in ([0, 1, 2], [2, 1, 1], [1], [0, 0], [2, 1, 0], [1]):
+        result, expected = replay(tokens), f(tokens)
+        assert getattr(result, "data", result) == getattr(expected, "data", expected)
+
+
+def test_ids_that_the_function_kept_do_not_change(core, net):
+    kept = []
+
+    def loss(tokens):
+        kept.append(tokens)
+        return core.mean(core.embedding(net.table, tokens))
+
+    replay = core.Replay(loss)
+    for tokens in ([0, 1], [2, 0], [1, 1, 2]):
+        replay(tokens)
+    assert [list(tokens) for tokens in kept] == [[0, 1], [2, 0], [1, 1, 2]]
+
+
+def test_a_replay_may_be_used_in_another(core, net):
+    inner = core.Replay(lambda tokens: core.embedding(net.table, tokens))
+    outer = core.Replay(lambda tokens: core.mean(core.relu(inner(tokens))))
+    for tokens in ([0, 1], [2], [1, 1, 0], [2]):
+        inner(tokens)
+        expected = core.mean(core.relu(core.embedding(net.table, tokens)))
+        assert outer(tokens).data == expected.data
+
+
+def test_an_error_in_the_function_ends_the_recording(core, net):
+    def fail(tokens):
+        core.embedding(net.table, tokens)
+        raise KeyError("mine")
+
+    replay = core.Replay(fail)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="mine"):
+            replay([0])
+    assert net.results(core.Replay(net.loss), *IDS[0]) == net.results(net.loss, *IDS[0])
+
+
+def test_the_key_says_what_else_the_graph_depends_on(core, net):
+    temperature = 1.0
+
+    def f(tokens):
+        return core.softmax(core.embedding(net.table, tokens), temperature)
+
+    replay = core.Replay(f)
+    for temperature in (1.0, 0.5, 2.0, 0.5, 1.0):  # noqa: B007  f reads it
+        assert replay([0, 2], key=temperature).tolist() == f([0, 2]).tolist()
+
+
+def test_loads_into_a_store_are_done_again(core, net):
+    store = core.Matrix(3, 2)
+
+    def extend(tokens):
+        with core.no_grad():
+            x = core.embedding(net.table, tokens)
+            store[1:2].load(x)
+            return store[:2] + store[:2]
+
+    replay = core.Replay(extend)
+    for token in (0, 2, 1, 2):
+        row = net.table.tolist()[token]
+        assert replay([token]).tolist() == [[0.0, 0.0], [2 * x for x in row]]
+        assert store.tolist() == [[0.0, 0.0], row, [0.0, 0.0]]
+
+
+def test_what_was_computed_under_no_grad_passes_no_gradient_on(core, net):
+    def f(tokens):
+        return core.relu(core.embedding(net.table, tokens))
+
+    replay = core.Replay(f)
+    for tokens in ([0, 1], [1, 2, 0], [2, 2]):
+        with core.no_grad():
+            rows = replay(tokens)
+        core.mean(rows + rows).backward()
+        del rows
+        assert not any(map(any, net.table.grad.tolist()))
+        core.mean(replay(tokens)).backward()
+        assert any(map(any, net.table.grad.tolist()))
+        for row in net.table:
+            for value in row:
+                value.grad = 0.0
+
+
+def test_what_a_graph_needs_is_kept_alive(core):
+    table = core.Matrix.of([[1.0, 2.0], [3.0, -4.0]])
+    replay = core.Replay(lambda tokens, table=table: core.relu(core.embedding(table, tokens)))
+    replay([0])
+    del table
+    junk = [core.Matrix(2, 2) for _ in range(100)]
+    gc.collect()
+    assert replay([1, 0]).tolist() == [[3.0, 0.0], [1.0, 2.0]]
+    assert len(junk) == 100
+
+
+def test_graphs_are_bounded_by_their_numbers(compiled):
+    net = Net(compiled)
+    replay = compiled.Replay(net.loss)
+    ids = [0, 1, 2] * 200, [1, 2, 0] * 200, list(range(0, 600, 3))
+    for key in range(30):  # each graph holds over a million numbers
+        replay(*ids, key=key)
+    net.calls = 0
+    replay(*ids, key=29)
+    assert net.calls == 0
+    replay(*ids, key=0)
+    assert net.calls == 1
+
+
+def test_a_replay_is_copied_and_pickled_without_its_graphs(core):
+    replay = core.Replay(sum)
+    assert copy.deepcopy(replay)([1, 2]) == pickle.loads(pickle.dumps(replay))([1, 2]) == 3
+
+
+def test_two_threads_may_use_a_replay_one_after_the_other(core, net):
+    replay = core.Replay(net.loss)
+    replay(*IDS[0])
+    results = []
+    thread = threading.Thread(target=lambda: results.append(net.results(replay, *IDS[3])))
+    thread.start()
+    thread.join()
+    assert results == [net.results(net.loss, *IDS[3])]
+
+
+def test_a_thread_that_meets_a_graph_at_work_is_refused(compiled):
+    """A graph of many entries is computed without the interpreter's lock."""
+    net = Net(compiled)
+    replay = compiled.Replay(net.loss)
+    ids = [0, 1, 2] * 500, [1, 2, 0] * 500, list(range(0, 1500, 3))
+    expected = replay(*ids).data
+    refused, results, stop = [], [], threading.Event()
+
+    def work():
+        while not stop.is_set():
+            try:
+                results.append(replay(*ids).data)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while not refused and len(results) < 500:
+        threading.Event().wait(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert refused and set(refused) == {"another thread is computing a part of this graph"}
+    assert set(results) == {expected}
+
+
+@pytest.mark.parametrize("name", ["Replay", "_Graph", "_Ids"])
+def test_what_the_core_trusts_cannot_be_subclassed(compiled, name):
+    with pytest.raises((TypeError, AttributeError)):
+        type("Liar", (getattr(compiled, name),), {})
