@@ -199,6 +199,10 @@ def starts_need_equal_rows(rows: int, keys: int) -> None:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
 
 
+def changed_since_forward(op: str) -> None:
+    raise RuntimeError(f"numbers that {op} was computed from have changed since, before backward")
+
+
 def adam_shapes(params: list[Shape], m: list[Shape], v: list[Shape]) -> None:
     if not len(params) == len(m) == len(v):
         raise ValueError(f"{len(params)} params need as many moments, not {len(m)} and {len(v)}")

@@ -123,7 +123,7 @@ cdef inline void attach(PyObject* handle, Node* node) noexcept:
     global node_for_next_handle
     node_for_next_handle = NULL
     node.handle = handle
-    node.refs += 1
+    retain(node)
 
 
 cdef inline bint has_handle(Node* node) noexcept:
@@ -135,7 +135,7 @@ cdef void disown(Node* node) noexcept:
     """Free a node whose handle could not be made."""
     global node_for_next_handle
     node_for_next_handle = NULL
-    node.refs += 1
+    retain(node)
     release(node)
 
 
@@ -193,7 +193,7 @@ cdef inline Value one_child(Kind kind, double data, Node* child, double local_gr
         node.kind = kind
         node.left = child
         node.local_grad[0] = local_grad
-        child.refs += 1
+        retain(child)
     return value_of(node)
 
 
@@ -206,8 +206,8 @@ cdef inline Value two_children(Kind kind, double data, Node* left, Node* right, 
         node.right = right
         node.local_grad[0] = left_grad
         node.local_grad[1] = right_grad
-        left.refs += 1
-        right.refs += 1
+        retain(left)
+        retain(right)
     return value_of(node)
 
 
@@ -229,7 +229,7 @@ cdef inline Value with_number(Kind kind, double data, Node* left, double number,
     if not no_grad_depth:
         constant = new_node(LEAF, number)
         constant.refs = 1
-        left.refs += 1
+        retain(left)
         node.kind = kind
         node.left = left
         node.right = constant
@@ -338,6 +338,7 @@ cdef class Value:
         cdef double number = as_double(data, "data")
         if self.node.kind == ELEMENT:
             place_of(self.node)[0] = number
+            owner_of(self.node.left).version += 1
         else:
             self.node.data = number
 
@@ -504,7 +505,7 @@ cdef int adopt_children(Node* node, tuple children, tuple local_grads) except -1
         node.right = many
         node.kind = CUSTOM
     for i in range(n):
-        (<Value>children[i]).node.refs += 1
+        retain((<Value>children[i]).node)
     return 0
 
 
@@ -576,10 +577,10 @@ cdef class Matrix:
         for i in range(len(values)):
             block.items[i] = (<Value>values[i]).node
             block.data[i] = data_of(block.items[i])
-            block.items[i].refs += 1
+            retain(block.items[i])
         if no_grad_depth:
             for i in range(len(values)):
-                block.items[i].refs -= 1  # its handle in values keeps it alive
+                release(block.items[i])  # its handle in values keeps it alive
             PyMem_RawFree(block.items)
             block.items = NULL
             block.op = NONE
@@ -634,22 +635,22 @@ cdef class Matrix:
         Raises ValueError if the shape is another; then nothing has changed.
         """
         cdef Block* block
-        cdef double* buffer
-        cdef Py_ssize_t i = 0, n
+        cdef double* data
+        cdef Py_ssize_t i
         if isinstance(source, Matrix):
             block = block_of((<Matrix>source).node)
             if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
                 checks.load_shapes(shape_of(self), shape_of(source))
-            memmove(block_of(self.node).data, block.data, size_of(self.node) * sizeof(double))
+            memmove(changing(self), block.data, size_of(self.node) * sizeof(double))
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
             return
         lists = checks.rectangle(source)
         checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
         numbers = [as_double(item, "an entry") for row in lists for item in row]
-        block = block_of(self.node)
+        data = changing(self)
         for i in range(size_of(self.node)):
-            block.data[i] = numbers[i]
+            data[i] = numbers[i]
 
     def __add__(self, other):
         if not isinstance(other, Matrix):
@@ -671,7 +672,7 @@ cdef class _Buffer:
         if of_grad:
             need_grad(matrix.node)
         self.node = matrix.node
-        self.node.refs += 1
+        retain(self.node)
         self.of_grad = of_grad
         self.shape[0] = block_of(self.node).rows
         self.shape[1] = block_of(self.node).cols
@@ -732,7 +733,7 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
     block.grad = grad
     block.inputs[0] = owner
     block.n_inputs = 1
-    owner.refs += 1
+    retain(owner)
     if tape is not NULL:
         note(view)
     return matrix_of(view)
@@ -755,7 +756,7 @@ cdef Value element_of(Node* node, Py_ssize_t i):
         element = new_node(ELEMENT, 0.0)
         element.left = node
         element.right = <void*><uintptr_t>i
-        node.refs += 1
+        retain(node)
         block.elements[i] = element
     return value_of(element)
 
@@ -774,7 +775,7 @@ cdef Matrix record(Node* node):
         block.ids = NULL
     else:
         for i in range(block.n_inputs):
-            block.inputs[i].refs += 1
+            retain(block.inputs[i])
         if tape is not NULL:
             block.detached = no_grad_depth != 0
             note(node)
@@ -972,6 +973,12 @@ def mean(Matrix x not None):
     return result
 
 
+cdef inline double* changing(Matrix x) noexcept:
+    """Return the numbers of x, which are about to change."""
+    owner_of(x.node).version += 1
+    return block_of(x.node).data
+
+
 cdef class _AdamStep:
     """One step, checked: from here on it needs no memory and runs no Python but the count."""
 
@@ -1021,16 +1028,13 @@ cdef class _AdamStep:
         return True
 
     cdef int take(self) except -1:
-        cdef Block* p
-        cdef Block* m
-        cdef Block* v
+        cdef Matrix p, m, v
         cdef Py_ssize_t i
         self.adam.step = self.next_step
         for i in range(len(self.params)):
-            p = block_of((<Matrix>self.params[i]).node)
-            m, v = block_of((<Matrix>self.m[i]).node), block_of((<Matrix>self.v[i]).node)
-            adam_kernel(p.data, p.grad, m.data, v.data, self.rate, self.beta1, self.beta2, self.eps,
-                        p.rows * p.cols)
+            p, m, v = self.params[i], self.m[i], self.v[i]
+            adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.rate,
+                        self.beta1, self.beta2, self.eps, size_of(p.node))
         return 0
 
 

@@ -181,6 +181,9 @@ class Value:
         """
         topo = _topological_sort(self)
         for node in topo:
+            if node._op.__class__ is _BlockLabel:
+                node._op.refuse_changed_inputs()
+        for node in topo:
             node._grad = 0.0
         self._grad = 1.0
         for node in reversed(topo):
@@ -204,13 +207,14 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows", "_initialized")
+    __slots__ = ("_rows", "_initialized", "_changes")
 
     def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
         rows, cols = checks.sizes(rows, cols)
         self = object.__new__(cls)
         self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
         self._initialized = False
+        self._changes = [0]  # how often load or an update changed the numbers; views share it
         return self
 
     def __init__(self, rows: int, cols: int) -> None:
@@ -256,7 +260,9 @@ class Matrix:
     def __getitem__(self, index: int | slice) -> Any:  # a tuple of Values, or a Matrix
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, len(self._rows))
-            return _matrix(self._rows[start:stop])
+            view = _matrix(self._rows[start:stop])
+            view._changes = self._changes
+            return view
         return self._rows[checks.row_index(index, len(self._rows))]
 
     def __repr__(self):
@@ -281,6 +287,7 @@ class Matrix:
         for row, new_row in zip(self._rows, numbers, strict=True):
             for value, number in zip(row, new_row, strict=True):
                 value._data = number
+        self._changes[0] += 1
 
     def __add__(self, other: Matrix) -> Matrix:
         if not isinstance(other, Matrix):
@@ -349,7 +356,7 @@ def linear(x: Matrix, w: Matrix) -> Matrix:
     _require(x, "x")
     _require(w, "w")
     checks.linear_shapes(x.shape, w.shape)
-    return _matrix([[_dot(weights, row) for weights in w] for row in x])
+    return _matrix([[_dot(weights, row) for weights in w] for row in x], "linear", x, w)
 
 
 def rmsnorm(x: Matrix) -> Matrix:
@@ -363,13 +370,13 @@ def rmsnorm(x: Matrix) -> Matrix:
         mean_square = sum(value * value for value in row) / len(row)
         scale = (mean_square + RMSNORM_EPS) ** -0.5
         result.append([value * scale for value in row])
-    return _matrix(result)
+    return _matrix(result, "rmsnorm", x)
 
 
 def relu(x: Matrix) -> Matrix:
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
     _require(x, "x")
-    return _matrix([[value.relu() for value in row] for row in x])
+    return _matrix([[value.relu() for value in row] for row in x], "relu", x)
 
 
 def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
@@ -379,7 +386,7 @@ def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
     """
     _require(x, "x")
     temperature = checks.temperature(temperature)
-    return _matrix([_softmax(row, temperature) for row in x])
+    return _matrix([_softmax(row, temperature) for row in x], "softmax", x)
 
 
 def attention(
@@ -414,7 +421,7 @@ def attention(
             for j in range(head, head + head_dim):
                 row.append(sum(weight * v[s][j] for weight, s in zip(weights, seen, strict=True)))
         result.append(row)
-    return _matrix(result)
+    return _matrix(result, "attention", q, k, v)
 
 
 def attention_weights(
@@ -440,7 +447,7 @@ def attention_weights(
             row = [_leaf(0.0) for _ in range(len(k))]
             row[seen.start : seen.stop] = _attend(query, k, head, head_dim, seen)
             result.append(row)
-    return _matrix(result)
+    return _matrix(result, "attention_weights", q, k)
 
 
 def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
@@ -503,6 +510,8 @@ def adam_update(adam: Any, lr: float) -> None:
                     (p, "_grad", 0.0),
                 ]
     changes.append((adam, "step", step + 1))
+    for matrix in params + m + v:
+        matrix._changes[0] += 1
     deque(starmap(setattr, changes), maxlen=0)  # one call into C: no signal handler runs inside
 
 
@@ -566,11 +575,31 @@ def _value(item):
     return item if isinstance(item, Value) else _leaf(checks.number(item, "an entry"))
 
 
-def _matrix(rows):
+def _matrix(rows, op="", *inputs):
+    """Return a Matrix of rows of Values; inputs: whose numbers the backward of op needs."""
     matrix = object.__new__(Matrix)
     matrix._rows = [tuple(row) for row in rows]
     matrix._initialized = True
+    matrix._changes = [0]
+    if inputs and grad_enabled():
+        first = matrix._rows[0][0]
+        first._op = _BlockLabel(first._op).of(op, inputs)
     return matrix
+
+
+class _BlockLabel(str):
+    """The label of one Value of a block, which knows what the block was computed from.
+
+    So backward can tell that numbers were changed meanwhile, and no other Value bears the cost.
+    """
+
+    def of(self, op, inputs):
+        self.op, self.counts = op, [(matrix._changes, matrix._changes[0]) for matrix in inputs]
+        return self
+
+    def refuse_changed_inputs(self):
+        if any(changes[0] != count for changes, count in self.counts):
+            checks.changed_since_forward(self.op)
 
 
 def _topological_sort(root):

@@ -27,6 +27,8 @@ cdef void release(Node* node) noexcept:
     cdef Node* child
     cdef Block* block
     cdef Py_ssize_t i
+    if node.refs == MANY_REFS:
+        return
     node.refs -= 1
     if node.refs:
         return
@@ -38,7 +40,7 @@ cdef void release(Node* node) noexcept:
         i = 0
         child = child_at(node, 0)
         while child is not NULL:
-            child.refs -= 1
+            child.refs -= child.refs != MANY_REFS
             if child.refs == 0:
                 child.handle = <PyObject*>dead
                 dead = child
@@ -92,11 +94,15 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
 
 cdef void block_forward(Node* node) noexcept nogil:
     cdef Block* y = block_of(node)
+    cdef int i
+    for i in range(y.n_inputs):
+        y.seen[i] = owner_of(y.inputs[i]).version
     cdef Block* a = block_of(y.inputs[0])
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
     if y.op == LOAD:
         memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
+        owner_of(y.inputs[0]).version += 1
     elif y.op == EMBEDDING:
         embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
     elif y.op == MATRIX_ADD:
@@ -214,7 +220,7 @@ cdef void end_traversal(Traversal* walk) noexcept:
 
 cdef int backward_from(Node* root) except -1:
     """Traversal backward; keep the root meanwhile, whatever happens to its handle."""
-    root.refs += 1
+    retain(root)
     try:
         return backward_below(root)
     finally:
@@ -254,6 +260,17 @@ cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
     return 0
 
 
+cdef int refuse_changed_inputs(Node* node) except -1:
+    """Raise RuntimeError if backward would mix the numbers of the forward with later ones."""
+    cdef Block* y = block_of(node)
+    cdef int i
+    if y.op >= LINEAR and y.op != CROSS_ENTROPY:  # the others pass gradients on without them
+        for i in range(y.n_inputs):
+            if y.seen[i] != owner_of(y.inputs[i]).version:
+                checks.changed_since_forward(NAMES[y.op])
+    return 0
+
+
 cdef inline int visit(Node* node, Traversal* walk) except -1:
     """Put a node on the stack, its gradient ready, unless it is a scalar leaf or was visited."""
     if node.kind == LEAF:
@@ -271,6 +288,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
     if node.kind != BLOCK:
         node.grad = 0.0
     else:
+        refuse_changed_inputs(node)
         need_grad(node)
         walk.entries += size_of(node)
         if block_of(node).op > VIEW:

@@ -54,9 +54,15 @@ cdef enum Op:
     CROSS_ENTROPY
 
 
+cdef tuple NAMES = (
+    "", "", "", "pack", "embedding", "+", "linear", "rmsnorm", "relu", "softmax", "attention",
+    "attention_weights", "cross_entropy",
+)
+
+
 cdef struct Node:  # 64 bytes
     PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a list
-    uint32_t refs  # the handle and the parents
+    uint32_t refs  # the handle and the parents; MANY_REFS: so many that it is never freed
     uint16_t mark  # 0, or the number of the backward run that is at work on this node
     uint8_t kind
     double data
@@ -99,6 +105,8 @@ cdef struct Block:
     double* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Node* inputs[3]
+    uint32_t version  # counts the changes of its numbers from outside; a view has that of its owner
+    uint32_t seen[3]  # the versions of the inputs that the forward read
     Node** items  # PACK: one scalar node an entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids
@@ -110,8 +118,23 @@ cdef struct Block:
     Block* next  # in the list of Blocks done with
 
 
+cdef enum:
+    MANY_REFS = 0xFFFFFFFF
+
+
+cdef inline void retain(Node* node) noexcept:
+    """Count a reference; a count that cannot go on stays where it is, and the node for ever."""
+    node.refs += node.refs != MANY_REFS
+
+
 cdef inline Block* block_of(Node* node) noexcept nogil:
     return <Block*>node.right
+
+
+cdef inline Block* owner_of(Node* node) noexcept nogil:
+    """Return the block whose numbers these are: its own, or those that a view shows."""
+    cdef Block* block = block_of(node)
+    return block_of(block.inputs[0]) if block.op == VIEW else block
 
 
 cdef inline double* place_of(Node* element) noexcept nogil:

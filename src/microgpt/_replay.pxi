@@ -209,7 +209,7 @@ cdef class _Graph:
             grow(<void**>&self.steps, &self.capacity, sizeof(Step))
         self.steps[self.n].node = node
         self.steps[self.n].refs = 1
-        node.refs += 1
+        retain(node)
         if node.kind == BLOCK:
             block = block_of(node)
             block.step = self.n
@@ -227,8 +227,8 @@ cdef class _Graph:
         block.inputs[0] = target
         block.inputs[1] = source
         block.n_inputs = 2
-        target.refs += 1
-        source.refs += 1
+        retain(target)
+        retain(source)
         try:
             return self.add(node)
         except:
