@@ -191,7 +191,7 @@ def test_version(capsys):
 def test_the_log_never_overwrites_the_data(names, capsys):
     before = names.read_bytes()
     assert run_command(["train", "--data", str(names), "--log", str(names)]) == 2
-    assert "would overwrite the data" in capsys.readouterr().err
+    assert "would overwrite --data" in capsys.readouterr().err
     assert names.read_bytes() == before
 
 
@@ -386,7 +386,7 @@ def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
     other = tmp_path / "other"
     other.write_text(content)
     message = fails(capsys, 2, "train", "--resume", model, "--log", other)
-    assert "is not the log of a run" in message
+    assert "is not a log, and is not overwritten" in message
     assert other.read_text() == content
 
 
@@ -413,7 +413,7 @@ def test_other_data_cannot_be_resumed_with(model, names, tmp_path, capsys):
     assert f"{names}: No such file" in fails(capsys, 2, "train", "--resume", model)
     moved = ["--data", str(tmp_path / "moved.txt")]
     resume = ["train", "--resume", str(model), *moved]
-    assert "the model would overwrite the data" in fails(capsys, 2, *resume, "--out", moved[1])
+    assert "would overwrite --data" in fails(capsys, 2, *resume, "--out", moved[1])
     assert run_command([*resume, "--samples", "0"]) == 0
     assert mg.load(model).dataset == moved[1]
 
@@ -446,8 +446,8 @@ BAD_KEEPING = {
     "all for validation": (["--val-fraction", "1"], "val_fraction must be"),
     "out in a missing folder": (["--out", "no/such/m"], "no/such/m: its folder does not exist"),
     "out that is a folder": (["--out", "."], ".: is a folder"),
-    "out that is the data": (["--out", "./names.txt"], "the model would overwrite the data"),
-    "log that is the model": (["--out", "m", "--log", "m"], "the model would overwrite the log"),
+    "out that is the data": (["--out", "./names.txt"], "would overwrite --data"),
+    "log that is the model": (["--out", "m", "--log", "m"], "would overwrite --log"),
     "missing run": (["--resume", "missing"], "missing: No such file"),
     "run that is the data": (["--resume", "names.txt"], "not a safetensors file"),
     "unknown unit": (["--unit", "words"], "argument --unit: invalid choice: 'words'"),
@@ -577,7 +577,8 @@ def test_new_leaves_out_what_stands_in_the_training_data(tmp_path, capsys):
 def test_eval_tells_the_loss_and_two_baselines(model, names, tmp_path, capsys):
     data = tmp_path / "data.txt"
     data.write_text("emma\nemil\n")
-    assert run_command(["eval", str(model), "--data", str(data)]) == 0
+    both = ["eval", str(model), "--data", str(data), "--training-data", str(names)]
+    assert run_command(both) == 0
     saved = mg.load(model)
     ids = [saved.encode(doc) for doc in ("emma", "emil")]
     bigram = mg.bigram_loss(saved.model, [saved.encode(name) for name in NAMES], ids)
@@ -586,15 +587,54 @@ def test_eval_tells_the_loss_and_two_baselines(model, names, tmp_path, capsys):
         f"loss: {mg.mean_loss(saved.model, ids):.4f}", f"uniform: {math.log(12):.4f}",
         f"bigram: {bigram:.4f}",
     ]  # fmt: skip
-    assert "has no validation part: give --data" in fails(capsys, 2, "eval", model)
+    assert "has no validation documents: give --data" in fails(capsys, 2, "eval", model)
     data.write_text("zoe\n")
     assert "'z' is not in the alphabet" in fails(capsys, 2, "eval", model, "--data", data)
+    assert "is not what the run was trained on" in fails(
+        capsys, 2, "eval", model, "--data", data, "--training-data", data
+    )
     data.write_text("avaavaava\n")
-    names.unlink()
     assert run_command(["eval", str(model), "--data", str(data)]) == 0
     lines = lines_of(capsys)
     assert lines[2] == "longer than block size 8, and cut: 1"
-    assert lines[-1] == f"bigram: - ({names}: No such file or directory)"
+    assert lines[-1] == "bigram: - (needs --training-data)"
+
+
+@pytest.mark.parametrize("command", [
+    ["eval"], ["train", "--resume"], ["sample", "--new"], ["train", "--samples", "0", "--resume"],
+])  # fmt: skip
+@pytest.mark.parametrize("source", ["/dev/zero", "pipe", "folder", "", "makemore", "missing", "\0"])
+def test_a_source_that_a_file_names_is_a_regular_file_that_was_there(
+    command, source, model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MICROGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("microgpt.data._download", None)  # is not called
+    os.mkfifo("pipe")
+    os.mkdir("folder")
+    run = mg.load(model)
+    run.dataset = source
+    mg.save(run, model)
+    assert "give --data" in fails(capsys, 2, *command, model)
+
+
+def test_a_named_file_is_read_only_when_it_is_asked_for(model, names, tmp_path, capsys):
+    run = mg.load(model)
+    run.dataset = "/dev/zero"
+    mg.save(run, model)
+    assert run_command(["eval", str(model), "--data", str(names)]) == 0
+    assert run_command(["sample", str(model), "-n", "1"]) == 0
+    assert run_command(["score", str(model), "emma"]) == 0
+
+
+def test_a_large_file_that_a_file_names_is_not_read(model, tmp_path, capsys):
+    path = tmp_path / "large.txt"
+    with open(path, "wb") as file:
+        file.truncate(2**28 + 1)
+    run = mg.load(model)
+    run.dataset = str(path)
+    mg.save(run, model)
+    assert "has 268435457 bytes: give --data" in fails(capsys, 2, "eval", model)
 
 
 def test_score_tells_the_loss_at_each_position(model, capsys):

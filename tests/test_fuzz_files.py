@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import microgpt as mg
-from microgpt.cli import _open_log
+from microgpt.outputs import _opened_log
 
 INPUTS = int(os.environ.get("MICROGPT_INPUTS", "400"))
 SEED = int(os.environ.get("MICROGPT_SEED", "1"))
@@ -64,7 +64,7 @@ def log():
 
 def cut_log(path):
     """Cut a log back to step 20, as resuming a run does, and return what is left."""
-    _open_log(str(path), 20).close()
+    _opened_log(str(path), 20).close()
     return path.read_bytes()
 
 

@@ -31,13 +31,20 @@ def test_emma_gives_five_pairs():
         ["a"],
         ["", "x"],
         ["日本", "é e\u0301", "😀"],
-        ["a\0b", "\ud800", "\n\r\u2028"],
+        ["a\0b", "\x7f", "\n\r\u2028"],
     ],
     ids=["names", "one", "empty", "unicode", "control"],
 )
 def test_decode_undoes_encode(docs):
     tokenizer = Tokenizer.from_documents(docs)
     assert [tokenizer.decode(tokenizer.encode(doc)) for doc in docs] == docs
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udbff", "\udc00", "\udfff"])
+def test_half_of_a_surrogate_pair_is_refused(half):
+    """Two halves would become one character in a file, and the alphabet another."""
+    with pytest.raises(ValueError, match="is half of a surrogate pair"):
+        Tokenizer.from_documents(["ab", f"a{half}b"])
 
 
 def test_from_documents_takes_a_generator_and_ignores_the_order():

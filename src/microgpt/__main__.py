@@ -10,12 +10,10 @@ def main() -> int:
         if getattr(sys, name) is None:  # closed from the start, or a window without a console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     try:
-        try:
-            from . import core  # noqa: F401
-        except (ImportError, ValueError) as error:  # the environment asks for what there is not
-            print(f"microgpt: {error}", file=sys.stderr)
-            return 2
         from .cli import run_command
+    except (ImportError, ValueError) as error:  # the environment asks for what there is not
+        print(f"microgpt: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -112,9 +112,19 @@ def _with_documents(run: Run, docs: list[str], older: bool) -> Run:
         raise ValueError("the data is not what the run was trained on (another checksum)")
     if older and run.config.unit == "stream":
         raise ValueError("a stream of format 1 samples, but does not go on")  # other windows
+    run.tokenizer.encode("".join(sorted({char for doc in docs for char in doc})))
     rng, block_size = Random(run.config.seed), run.model.config.block_size
     training, validation = train_val_split(docs, rng, run.config, block_size)
     return replace(run, documents=training, validation=validation)
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether path is a file of this package, of any format."""
+    try:
+        with open(path, "rb") as file:
+            return "microgpt" in Reader(file).metadata
+    except (OSError, ValueError):
+        return False
 
 
 def _read(reader: Reader, model_class: type[GPT]) -> tuple[Run, bool]:

@@ -10,24 +10,27 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from random import Random
-from typing import Any, TextIO
+from typing import Any
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ValueError as error:
+    raise ValueError(f"tqdm cannot use one of the environment's TQDM_ variables: {error}") from None
 
 from . import __version__
-from .checkpoint import load, save
+from .checkpoint import load
 from .core import BACKEND, BACKEND_REASON
 from .data import (
     BUNDLED,
     DownloadError,
     cache_folder,
+    check_stored,
     checksum,
     describe,
     load_documents,
@@ -37,6 +40,7 @@ from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import one_line, printable, reason
 from .model import Config
 from .options import given, parse
+from .outputs import Outputs
 from .sampling import generate
 from .training import Run, TrainConfig, prepare, steps
 
@@ -105,14 +109,16 @@ def _train(options: Namespace) -> int:
         generate(run, min(options.samples, 0), options.temperature)  # refuses what is no number
         if options.eval_every and not run.validation:
             raise ValueError("--eval-every needs --val-fraction")
-        _check_files({"data": run.dataset, "log": options.log, "model": out})
-        log = _open_log(options.log, run.adam.step if options.resume is not None else None)
-    try:
+        outputs = Outputs(
+            out,
+            options.log,
+            options.snapshots,
+            {"--data": _path(run.dataset), "--init": options.init, "--resume": options.resume},
+            None if options.resume is None else run.adam.step,
+        )
+    with closing(outputs):
         _print_start(run, options)
-        val_loss = _take_steps(run, options, out, log)
-    finally:
-        if log is not None:
-            log.close()
+        val_loss = _take_steps(run, options, outputs)
     if run.losses:
         print(_progress(run, run.losses[-1], val_loss))
     _print_samples(run, options.samples, options.temperature)
@@ -134,20 +140,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_files(files: Mapping[str, str | None]) -> None:
-    """Raise an error if what is written would overwrite something, or has no folder."""
-    named = [(what, path) for what, path in files.items() if path is not None]
-    for i, (what, path) in enumerate(named):
-        for written, other in named[i + 1 :]:
-            if os.path.realpath(path) == os.path.realpath(other) or (
-                os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-            ):
-                raise ValueError(f"{other}: the {written} would overwrite the {what}")
-    out = files["model"]
-    if out is not None and os.path.isdir(out):
-        raise IsADirectoryError(f"{out}: is a folder, not a file")
-    if out is not None and not os.path.isdir(os.path.dirname(os.path.realpath(out))):
-        raise FileNotFoundError(f"{out}: its folder does not exist")
+def _path(source: str) -> str | None:
+    """Return source, or None if it is a data set of the package."""
+    return None if source in (BUNDLED, "makemore") else source
 
 
 def _prepared(options: Namespace) -> Run:
@@ -180,33 +175,16 @@ def _check_unchanged(settings: Mapping[str, Any], fixed: Mapping[str, Any], path
 def _with_documents(saved: Run, path: str, source: str | None) -> Run:
     """Return a saved run with its documents, from source or where it had them from."""
     if source is None and not saved.dataset:
-        raise ValueError(f"{path} does not tell where its data is: give --data")
-    source = saved.dataset if source is None else source
+        raise ValueError(f"{path} does not say where its data is: give --data")
+    if source is None:
+        source = saved.dataset
+        check_stored(source)
     docs = load_documents(source, saved.config.unit)
     if checksum(docs) != saved.sha256:
         raise ValueError(f"{describe(source)}: the data is not what the run was trained on")
     run = load(path, docs)
     run.dataset = source
     return run
-
-
-def _open_log(path: str | None, step: int | None) -> TextIO | None:
-    """Open the log, if one is wanted; of an older one keep the lines up to a step, if given."""
-    if path is None:
-        return None
-    if step is None or not os.path.exists(path):
-        return open(path, "w", encoding="utf-8")
-    start, kept = b'{"step": ', 0
-    with open(path, "r+b") as file:
-        for line in file:
-            whole = re.match(start + rb"([0-9]{1,18}),.*\n", line)
-            if whole is None and (line.endswith(b"\n") or line[: len(start)] != start[: len(line)]):
-                raise ValueError(f"{printable(path)}: is not the log of a run")
-            if whole is None or int(whole[1]) > step:
-                break  # what a killed run has left unfinished, or what is to be done again
-            kept += len(line)
-        file.truncate(kept)
-    return open(path, "a", encoding="utf-8")
 
 
 def _print_start(run: Run, options: Namespace) -> None:
@@ -243,7 +221,7 @@ def _progress(run: Run, loss: float, val_loss: float | None) -> str:
     return line if val_loss is None else f"{line} | val loss {val_loss:.4f}"
 
 
-def _take_steps(run: Run, options: Namespace, out: str | None, log: TextIO | None) -> float | None:
+def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
     """Train to the end, with all that is to happen on the way; return the last validation loss.
 
     A progress line is shown on a terminal. Ctrl-C saves the run; a second one does not wait.
@@ -251,14 +229,12 @@ def _take_steps(run: Run, options: Namespace, out: str | None, log: TextIO | Non
     val_loss = None
     start = done = run.adam.step  # done: the last step whose log line and samples were written
     total = run.config.steps
-    bar = tqdm(total=total, initial=start, unit=" steps", disable=None, dynamic_ncols=True)
+    bar = _progress_bar(start, total)
     try:
         with bar:
             for metrics in steps(run, options.eval_every or 0):
                 step, val_loss = int(metrics["step"]), metrics.get("val_loss")
-                if log is not None:
-                    line = {**metrics, "seconds": round(metrics["seconds"], 6)}
-                    log.write(json.dumps(line, allow_nan=False) + "\n")
+                outputs.record(run, metrics)
                 if val_loss is not None and step < total:
                     bar.write(_progress(run, metrics["loss"], val_loss))
                 if options.sample_every and step % options.sample_every == 0:
@@ -267,29 +243,28 @@ def _take_steps(run: Run, options: Namespace, out: str | None, log: TextIO | Non
                     bar.write(f"step {step:4} / {total:4} | {' '.join(few)}")
                 done = step
                 if options.save_every and step % options.save_every == 0 and step < total:
-                    _save(run, options, out, log)
+                    outputs.save(run)
                 if not bar.disable:
                     bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
                     bar.update()
-        _save(run, options, out, log)
+        outputs.save(run)
     except KeyboardInterrupt:
-        if out is None or done < run.adam.step:
+        if options.out is None and options.resume is None or done < run.adam.step:
             raise
-        _save(run, options, out, log)
-        raise KeyboardInterrupt(f"interrupted at step {done}, saved as {printable(out)}") from None
+        outputs.save(run)
+        path = printable(options.out or options.resume)
+        raise KeyboardInterrupt(f"interrupted at step {done}, saved as {path}") from None
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
     return val_loss
 
 
-def _save(run: Run, options: Namespace, out: str | None, log: TextIO | None) -> None:
-    if log is not None:
-        log.flush()  # so that the log is never behind the file
-    if out is not None:
-        save(run, out)
-        if options.snapshots:
-            stem, end = os.path.splitext(out)
-            save(run, f"{stem}-{run.adam.step:06}{end}")
+def _progress_bar(start: int, total: int) -> Any:
+    """Return a bar that is shown on a terminal. Unusable TQDM_ variables hide it."""
+    try:
+        return tqdm(total=total, initial=start, unit=" steps", disable=None, dynamic_ncols=True)
+    except Exception:  # of any kind, from what a variable is taken for
+        return tqdm(disable=True)
 
 
 def _print_samples(run: Run, n: int, temperature: float) -> None:
@@ -329,38 +304,32 @@ def _sample(options: Namespace) -> int:
 def _eval(options: Namespace) -> int:
     with _user_input():
         saved = load(options.model)
-        run, why = _training_run(saved, options)
         unit, block_size = saved.config.unit, saved.model.config.block_size
+        known = options.training_data
+        # Only what the user asks for is read: the stored path too, if no other file is named.
+        run = None
+        if options.data is None or known is not None:
+            run = _with_documents(saved, options.model, known)
         if options.data is not None:
             docs = load_documents(options.data, unit)
         elif run is not None and run.validation:
             docs = run.validation
         else:
-            raise ValueError(f"{options.model} has no validation part: give --data")
+            raise ValueError(f"{options.model} has no validation documents: give --data")
         if unit == "stream":
             docs = [window for text in docs for window in windows(text, block_size)]
         ids = [saved.encode(doc) for doc in docs]
     print(f"data: {describe(saved.dataset if options.data is None else options.data)}")
     print(f"num docs: {len(docs)}")
     if run is not None and options.data is not None and unit != "stream":
-        known = set(run.documents)
-        print(f"in the training data: {sum(doc in known for doc in docs)}")
+        training = set(run.documents)
+        print(f"in the training data: {sum(doc in training for doc in docs)}")
     if cut := sum(len(doc) - 1 > block_size for doc in ids):
         print(f"longer than block size {block_size}, and cut: {cut}")
     print(f"loss: {mean_loss(saved.model, ids):.4f}")
     print(f"uniform: {uniform_loss(saved.model):.4f}")
-    print(f"bigram: {_baselines(run, ids)[1]:.4f}" if run is not None else f"bigram: - ({why})")
+    print(f"bigram: {_baselines(run, ids)[1]:.4f}" if run else "bigram: - (needs --training-data)")
     return DONE
-
-
-def _training_run(saved: Run, options: Namespace) -> tuple[Run | None, str]:
-    """Return the saved run with its documents, or why they cannot be had, if --data is given."""
-    try:
-        return _with_documents(saved, options.model, None), ""
-    except (OSError, ValueError) as error:
-        if options.data is None:
-            raise
-        return None, str(error)
 
 
 def _score(options: Namespace) -> int:

@@ -30,5 +30,12 @@ if _asked != "python":
                 f"MICROGPT_BACKEND=cython, but the compiled core was not built ({_error})"
             ) from None
         BACKEND_REASON = "the compiled core was not built"
+    except ImportError as _error:
+        if "one interpreter" not in str(_error):
+            raise
+        raise ImportError(
+            "the compiled core serves one interpreter of a process: "
+            "set MICROGPT_BACKEND=python in the others"
+        ) from None
 
 __all__ = ["BACKEND", "BACKEND_REASON", *_names]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ UNITS = ("line", "paragraph", "stream")
 _MAKEMORE_URL = "https://raw.githubusercontent.com/karpathy/makemore/988aa59/names.txt"
 _MAKEMORE_SHA256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
 _DOWNLOAD_LIMIT = 1_000_000  # bytes, four times the file: a wrong answer cannot fill the memory
+_STORED_LIMIT = 2**28  # bytes of a data file that a checkpoint names
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -60,6 +62,25 @@ def load_documents(
     else:
         data = read(os.fsdecode(source))
     return _documents(data, describe(source), unit)
+
+
+def check_stored(source: str) -> None:
+    """Raise ValueError unless source, which a file named, can be loaded without asking further.
+
+    It can if it is the bundled names, the names of makemore where they were downloaded before, or
+    a regular file of at most 256 MiB: no device, no pipe, no download.
+    """
+    path = os.path.join(cache_folder(), "makemore.txt") if source == "makemore" else source
+    if source == BUNDLED:
+        return
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(source)}: {reason(error)}: give --data") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{printable(source)}: is not a file: give --data")
+    if status.st_size > _STORED_LIMIT:
+        raise ValueError(f"{printable(source)}: has {status.st_size} bytes: give --data")
 
 
 def wrong_unit(unit: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -48,6 +49,42 @@ def read(path: str) -> bytes:
         raise FileNotFoundError(f"{printable(path)}: no file can have this name") from None
 
 
+def try_writing(path: str) -> None:
+    """Raise the OSError that writing path would raise, as far as can be told before. Nothing stays.
+
+    Raises IsADirectoryError for a folder, FileNotFoundError for a name that no file can have.
+    """
+    name = printable(path)
+    try:
+        target = os.path.realpath(path)
+        mode = os.lstat(target).st_mode if os.path.lexists(target) else None
+        if not path or (mode is not None and stat.S_ISDIR(mode)):
+            raise IsADirectoryError("is a folder, not a file" if path else "is no file name")
+        if mode is not None and stat.S_ISFIFO(mode):
+            raise OSError("is a pipe, not a file")
+        if mode is not None and not os.access(target, os.W_OK):
+            raise PermissionError("is not to be written")
+        if mode is not None and not stat.S_ISREG(mode):
+            return
+        if not os.path.isdir(os.path.dirname(target)):
+            raise FileNotFoundError("its folder does not exist")
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # says that a name is too long
+        part = _part(target)
+        with open(part, "xb"):
+            pass
+        os.unlink(part)
+    except OSError as error:
+        raise type(error)(f"{name}: {reason(error)}") from None
+    except ValueError:
+        raise FileNotFoundError(f"{name}: no file can have this name") from None
+
+
+def _part(target: str) -> str:
+    """Return a name of its own in the folder of target, for what is not whole yet."""
+    return os.path.join(os.path.dirname(target), f"microgpt-{secrets.token_hex(8)}.part")
+
+
 def write_whole(path: str, chunks: Iterable[bytes]) -> None:
     """Write a file so that it is complete at every moment, even after a crash.
 
@@ -58,8 +95,7 @@ def write_whole(path: str, chunks: Iterable[bytes]) -> None:
         with open(target, "wb") as file:  # a device is written to, not replaced
             file.writelines(chunks)
         return
-    folder = os.path.dirname(target)
-    part = os.path.join(folder, f"microgpt-{secrets.token_hex(8)}.part")
+    part = _part(target)
     try:
         with open(part, "xb") as file:
             file.writelines(chunks)
@@ -73,7 +109,7 @@ def write_whole(path: str, chunks: Iterable[bytes]) -> None:
             os.unlink(part)
         raise
     if hasattr(os, "O_DIRECTORY"):  # the new name too is to survive a power failure
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:

@@ -86,6 +86,9 @@ SAMPLE = {
 EVAL = {
     "--data": (str, None, "FILE", "the documents, of the same unit as in the training (default: "
                "those that the run held out for validation)"),
+    "--training-data": (str, None, "FILE", "the training data, for the bigram baseline and to "
+                        "count documents that occur in it (default: with --data, none; else the "
+                        "file that the training read)"),
 }  # fmt: skip
 SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),

@@ -11,7 +11,8 @@ class Tokenizer:
 
     chars: distinct characters in any order; kept sorted, so that character i has the id i.
     One more id, `bos`, stands on both sides of every document; `vocab_size` counts it too.
-    Raises ValueError if chars is empty or holds a character twice.
+    Raises ValueError if chars is empty, holds a character twice, or half of a surrogate pair, which
+    no file can hold.
 
     A model learns to predict each token from those before it:
 
@@ -29,6 +30,9 @@ class Tokenizer:
         self.chars = "".join(sorted(chars))
         if not self.chars:
             raise ValueError("an alphabet needs at least one character")
+        for char in self.chars:
+            if "\ud800" <= char <= "\udfff":
+                raise ValueError(f"{char!r} is half of a surrogate pair, not a character")
         for char, following in pairwise(self.chars):
             if char == following:
                 raise ValueError(f"character {char!r} is in the alphabet more than once")

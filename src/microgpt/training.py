@@ -8,9 +8,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from random import Random
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,7 @@ from .model import GPT, Config
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
+MAX_POSITIONS = 10**6  # in a step: a typo must not exhaust memory
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,20 @@ class Run:
 
     def __post_init__(self) -> None:
         self._mean_loss = Replay(self.model.mean_loss)
+        self._step_lock = Lock()
+        positions = self.config.batch_size * self.model.config.block_size
+        if positions > MAX_POSITIONS:
+            raise ValueError(
+                f"batch_size {self.config.batch_size} of block_size {self.model.config.block_size} "
+                f"is more than {MAX_POSITIONS} positions per step"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # without graphs and lock
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
@@ -172,7 +188,7 @@ def prepare(
     of init; and what Config and TrainConfig raise.
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
-    documents = _documents(docs)
+    documents = _documents(docs, config.unit)
     rng = Random(config.seed)
     if init is None:
         tokenizer = Tokenizer.from_documents(documents)
@@ -196,7 +212,7 @@ def prepare(
     )
 
 
-def _documents(docs: Iterable[str]) -> list[str]:
+def _documents(docs: Iterable[str], unit: str) -> list[str]:
     if isinstance(docs, str):
         raise TypeError("docs must be a list of strings; load_documents reads a file")
     documents = list(docs)
@@ -207,6 +223,8 @@ def _documents(docs: Iterable[str]) -> list[str]:
         raise ValueError("at least one document is needed")
     if not all(documents):
         raise ValueError(f"document {documents.index('') + 1} is empty")
+    if unit == "stream" and len(documents) > 1:
+        raise ValueError(f"a stream is one document, not {len(documents)}")
     return documents
 
 
@@ -215,7 +233,7 @@ def train_val_split(
 ) -> tuple[list[str], list[str]]:
     """Return the documents to train on, shuffled by rng, and those to validate on."""
     if config.unit == "stream":
-        text = "\n".join(docs)
+        [text] = docs
         n = _n_validation(len(text), config.val_fraction)
         return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
     # a document on both sides would be known by heart, not predicted
@@ -268,8 +286,16 @@ def train_step(run: Run) -> float:
 
     A step is taken whole or not at all, also when Ctrl-C interrupts it.
     Raises ValueError if the run has taken all its steps or has no documents, RuntimeError under
-    no_grad, FloatingPointError if the loss is not finite; the parameters are then as before.
+    no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
+    finite; the parameters are then as before.
     """
+    if run._step_lock.locked():
+        raise RuntimeError("another thread is taking a step of this run")
+    with run._step_lock:
+        return _take_step(run)
+
+
+def _take_step(run: Run) -> float:
     config, step, start = run.config, run.adam.step, perf_counter()
     if step >= config.steps:
         raise ValueError(f"the run has taken all its {config.steps} steps")

@@ -1,0 +1,202 @@
+"""What a training writes, the model, its snapshots and a log, and what that must not overwrite."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from .checkpoint import is_checkpoint, save
+from .files import printable, reason, try_writing
+from .training import Run
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
+_LOG_START = b'{"step": '
+
+
+class Outputs:
+    """The files of one training: they are tried when this is made, and written as it goes on.
+
+    out: the path of the model, or None; log: that of the log, or None.
+    snapshots: keep a copy of each save, with the step in its name.
+    inputs: option -> path of what the training reads.
+    step: where a resumed run is; None: a new run.
+
+    Raises an OSError if one cannot be written, ValueError if it would overwrite an input, the
+    other output, or a file that is neither a model nor a log.
+    """
+
+    def __init__(
+        self,
+        out: str | None,
+        log: str | None,
+        snapshots: bool,
+        inputs: Mapping[str, str | None],
+        step: int | None,
+    ) -> None:
+        self._out, self._snapshots = out, snapshots
+        named = {"--log": log, **inputs}
+        for option, path in named.items():
+            if out is not None and path is not None:
+                if option != "--resume" and _same_file(out, path):
+                    raise ValueError(f"--out {printable(out)} would overwrite {option}")
+                if snapshots and self._is_snapshot(path):
+                    raise ValueError(f"a snapshot of --out would overwrite {option}")
+            if option != "--log" and log is not None and path is not None and _same_file(log, path):
+                raise ValueError(f"--log {printable(log)} would overwrite {option}")
+        if out is not None:
+            self._try_model(out)
+            if snapshots:
+                for other in filter(self._is_snapshot, _siblings(out)):
+                    self._try_model(other)
+        self._log_name = "" if log is None else log
+        self._log = None if log is None else _opened_log(log, step)
+
+    def _try_model(self, path: str) -> None:
+        try_writing(path)
+        if os.path.isfile(path) and os.path.getsize(path) and not is_checkpoint(path):
+            raise ValueError(f"{printable(path)}: is not a model, and is not overwritten")
+
+    def _snapshot(self, step: int) -> str:
+        stem, end = os.path.splitext(self._out or "")
+        return f"{stem}-{step:06}{end}"
+
+    def _is_snapshot(self, path: str) -> bool:
+        """Return whether path has the name of a snapshot, of any step."""
+        stem, end = os.path.splitext(os.path.realpath(self._out or ""))
+        pattern = re.escape(f"{stem}-") + "[0-9]{6,}" + re.escape(end)
+        return re.fullmatch(pattern, os.path.realpath(path)) is not None
+
+    def record(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Write the line of a step to the log. Where that fails the run is saved first."""
+        if self._log is not None:
+            line = {**metrics, "seconds": round(metrics["seconds"], 6)}
+            self._write(run, json.dumps(line, allow_nan=False) + "\n")
+
+    def _write(self, run: Run, text: str) -> None:
+        """Write text to the log; none: all that was written until now."""
+        if self._log is None:
+            return
+        try:
+            self._log.write(text)
+            if not text:
+                self._log.flush()
+        except OSError as error:
+            self._abandon_log()
+            message = f"{printable(self._log_name)}: {reason(error)}"
+            if self._out is not None:
+                self.save(run)
+                message = f"{message}; the run was saved as {printable(self._out)}"
+            raise type(error)(message) from None
+
+    def save(self, run: Run) -> None:
+        """Save the run; where that fails, save it elsewhere and say so in the OSError raised."""
+        self._write(run, "")  # so that the log is never behind the file
+        if self._out is None:
+            return
+        try:
+            save(run, self._out)
+            if self._snapshots:
+                save(run, self._snapshot(run.adam.step))
+        except OSError as error:
+            raise type(error)(f"{error}; {_rescued(run, self._out)}") from None
+
+    def close(self) -> None:
+        """Close the log."""
+        try:
+            if self._log is not None:
+                self._log.close()
+        except OSError as error:
+            raise type(error)(f"{printable(self._log_name)}: {reason(error)}") from None
+
+    def _abandon_log(self) -> None:
+        """Close a log that cannot be written, without what it could not take."""
+        log, self._log = self._log, None
+        with suppress(OSError):
+            if log is not None:
+                log.close()
+
+
+def _same_file(a: str, b: str) -> bool:
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+
+
+def _siblings(path: str) -> list[str]:
+    folder = os.path.dirname(os.path.realpath(path))
+    return [entry.path for entry in os.scandir(folder) if entry.is_file()]
+
+
+def _rescued(run: Run, out: str) -> str:
+    """Save the run in the folder for temporary files; return where, or why not."""
+    try:
+        handle, path = tempfile.mkstemp(suffix=f"-{Path(out).name[-40:]}", prefix="microgpt-")
+        os.close(handle)
+        save(run, path)
+    except OSError as error:
+        return f"nor could it be saved elsewhere: {reason(error)}"
+    return f"the run was saved as {path}"
+
+
+def _opened_log(path: str, step: int | None) -> TextIO:
+    """Open a log; of that of a resumed run keep the lines up to its step."""
+    if not os.path.exists(path):
+        return _locked(open(path, "a", encoding="utf-8"), path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a terminal, a pipe, /dev/null
+        return open(path, "w", encoding="utf-8")
+    log = _locked(open(path, "r+", encoding="utf-8", newline="\n"), path)
+    try:
+        kept = _length_up_to(path, step)
+        log.seek(kept)
+        log.truncate()
+    except BaseException:
+        log.close()
+        raise
+    return log
+
+
+def _locked(log: TextIO, path: str) -> TextIO:
+    """Return log, which no other training writes until it is closed."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.close()
+            raise ValueError(f"{printable(path)}: another training writes this log") from None
+        except OSError:  # a file system without locks
+            pass
+    return log
+
+
+def _length_up_to(path: str, step: int | None) -> int:
+    """Return how many bytes of a log are its whole lines up to a step; None: of another run."""
+    kept = 0
+    with open(path, "rb") as file:
+        first = file.readline(100)
+        if first[: len(_LOG_START)] != _LOG_START[: len(first)]:
+            raise ValueError(f"{printable(path)}: is not a log, and is not overwritten")
+        file.seek(0)
+        for line in file if step is not None else ():
+            if not line.endswith(b"\n"):
+                break  # left by a run that was killed
+            try:
+                number = json.loads(line)["step"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                number = None
+            if type(number) is not int:
+                raise ValueError(f"{printable(path)}: a line is not that of a log")
+            if step is not None and number > step:
+                break  # to be taken again
+            kept += len(line)
+    return kept
