@@ -439,7 +439,7 @@ BAD = {
     "long unit": (with_training(unit="x" * 9000), "unit must be line, paragraph or stream, not"),
     "unit that is a list": (with_training(unit=[0] * 9000), "unit must be line, paragraph or"),
     "adam": (with_state(adam=[0.9, 0.9]), "adam is not beta1, beta2 and eps"),
-    "adam's beta": (with_state(adam=[0.9, 1.0, 1e-8]), "beta1 and beta2 must be in [0, 1), not 0.9 and 1.0"),
+    "adam's beta": (with_state(adam=[0.9, 1.0, 1e-8]), "must be in [0, 1), not 0.9 and 1.0"),
     "adam's eps": (with_state(adam=[0.9, 0.99, 0.0]), "eps must be positive"),
     "no generator": (with_state(rng=None), "not the state of a random.Random"),
     "short generator": (with_state(rng=[3, [1, 2], None]), "not the state of a random.Random"),
@@ -452,7 +452,7 @@ BAD = {
     "1: seed": (format_1_with(with_metadata(seed="x")), "the seed is 'x'"),
     "1: split": (format_1_with(with_training(split="words")), "split is 'words'"),
     "1: no steps": (format_1_with(with_training(without="steps")), "steps"),
-    "1: no step": (format_1_with(with_training(without="step")), "step must be an int, not NoneType"),
+    "1: no step": (format_1_with(with_training(without="step")), "step must be an int, not None"),
     "1: no generator": (format_1_with(with_training(without="rng")), "state of a random.Random"),
     "1: negative moment": (format_1_with(with_number("adam.v.wte", -1.0)), "adam.v.wte is below"),
 }  # fmt: skip

@@ -316,8 +316,8 @@ def test_what_a_graph_needs_is_kept_alive(core):
 def test_graphs_are_bounded_by_their_numbers(compiled):
     net = Net(compiled)
     replay = compiled.Replay(net.loss)
-    ids = [0, 1, 2] * 200, [1, 2, 0] * 200, list(range(0, 600, 3))
-    for key in range(30):  # each graph holds over a million numbers
+    ids = [0, 1, 2] * 5000, [1, 2, 0] * 5000, list(range(0, 15_000, 3))
+    for key in range(30):  # each graph holds half a million numbers
         replay(*ids, key=key)
     net.calls = 0
     replay(*ids, key=29)

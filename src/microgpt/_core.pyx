@@ -55,7 +55,7 @@ cdef extern from "_kernels.h" nogil:
     ctypedef Py_ssize_t Index
     const char* kernels_choose(const char*)
     const char* kernels_level(int)
-    Index attention_workspace_size(Index, Index, Index, Index)
+    Index attention_workspace_size(const Index*, Index, Index, Index, Index)
     # The rest goes through the table of the level that was chosen.
     void embedding_forward "kernels->embedding_forward"(
         double*, const double*, const Index*, Index, Index)

@@ -83,7 +83,9 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
         return size_of(y.inputs[0])
     if y.op != ATTENTION:
         return 0
-    n = attention_workspace_size(y.rows, block_of(y.inputs[1]).rows, y.cols, y.n_head)
+    n = attention_workspace_size(
+        y.ids.items, y.rows, block_of(y.inputs[1]).rows, y.cols, y.n_head
+    )
     if n < 0:
         raise MemoryError(
             f"no memory for the weights of {y.n_head} heads, {y.rows} rows and "

@@ -379,8 +379,9 @@ static void unpack_heads_add(double *x, const double *packed, Index rows, Index 
         }
 }
 
-/* dots[r][s] = q[r] . k[s] for 4 heads; rows and keys are constant. */
-INLINE void head_dots_tile(const int rows, const int keys, double *dots, Index S,
+/* dots[r][s] = q[r] . k[s] for 4 heads; rows and keys are constant. A row of dots has room for W
+ * keys; key 0 is the first that the rows see. */
+INLINE void head_dots_tile(const int rows, const int keys, double *dots, Index W,
                            const double *q, const double *k, Index head_dim)
 {
     vec sum[4][4];
@@ -394,64 +395,65 @@ INLINE void head_dots_tile(const int rows, const int keys, double *dots, Index S
                                          at(k + (s * head_dim + j) * 4));
     for (int r = 0; r < rows; r++)
         for (int s = 0; s < keys; s++)
-            put(dots + (r * S + s) * 4, sum[r][s]);
+            put(dots + (r * W + s) * 4, sum[r][s]);
 }
 
-INLINE void head_dots(const int rows, double *dots, Index S, const double *q, const double *k,
-                      Index begin, Index end, Index head_dim)
+/* Row 0 sees the keys up to end - 1, each row after it one more. */
+INLINE void head_dots(const int rows, double *dots, Index W, const double *q, const double *k,
+                      Index end, Index head_dim)
 {
     const int keys = rows == 1 ? 4 : 3;
-    Index s = begin;
+    Index s = 0;
     for (; s + keys <= end; s += keys)
-        head_dots_tile(rows, keys, dots + s * 4, S, q, k + s * head_dim * 4, head_dim);
+        head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * head_dim * 4, head_dim);
     for (; s < end; s++)
-        head_dots_tile(rows, 1, dots + s * 4, S, q, k + s * head_dim * 4, head_dim);
+        head_dots_tile(rows, 1, dots + s * 4, W, q, k + s * head_dim * 4, head_dim);
     for (int r = 1; r < rows; r++)
         for (s = end; s < end + r; s++)
-            head_dots_tile(1, 1, dots + (r * S + s) * 4, S, q + r * head_dim * 4,
+            head_dots_tile(1, 1, dots + (r * W + s) * 4, W, q + r * head_dim * 4,
                            k + s * head_dim * 4, head_dim);
 }
 
 /* sum[r][i] = sum over the keys of weights[r][s] * v[s][i], for count elements of 4 heads. */
-INLINE void head_sums(const int rows, vec sum[4][4], const double *weights, Index S,
-                      const double *v, Index begin, Index end, Index head_dim, const int count)
+INLINE void head_sums(const int rows, vec sum[4][4], const double *weights, Index W,
+                      const double *v, Index end, Index head_dim, const int count)
 {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < 4; i++)
             sum[r][i] = all(0.0);
-    for (Index s = begin; s < end; s++)
+    for (Index s = 0; s < end; s++)
         for (int i = 0; i < count; i++)
             for (int r = 0; r < rows; r++)
-                sum[r][i] = plus_product(sum[r][i], at(weights + (r * S + s) * 4),
+                sum[r][i] = plus_product(sum[r][i], at(weights + (r * W + s) * 4),
                                          at(v + (s * head_dim + i) * 4));
     for (int r = 1; r < rows; r++)
         for (Index s = end; s < end + r; s++)
             for (int i = 0; i < count; i++)
-                sum[r][i] = plus_product(sum[r][i], at(weights + (r * S + s) * 4),
+                sum[r][i] = plus_product(sum[r][i], at(weights + (r * W + s) * 4),
                                          at(v + (s * head_dim + i) * 4));
 }
 
-INLINE void head_sums_of(const int rows, vec sum[4][4], const double *weights, Index S,
-                         const double *v, Index begin, Index end, Index head_dim, Index count)
+INLINE void head_sums_of(const int rows, vec sum[4][4], const double *weights, Index W,
+                         const double *v, Index end, Index head_dim, Index count)
 {
     switch (count) {
-    case 1: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 1); break;
-    case 2: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 2); break;
-    case 3: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 3); break;
-    default: head_sums(rows, sum, weights, S, v, begin, end, head_dim, 4); break;
+    case 1: head_sums(rows, sum, weights, W, v, end, head_dim, 1); break;
+    case 2: head_sums(rows, sum, weights, W, v, end, head_dim, 2); break;
+    case 3: head_sums(rows, sum, weights, W, v, end, head_dim, 3); break;
+    default: head_sums(rows, sum, weights, W, v, end, head_dim, 4); break;
     }
 }
 
 /* dx[s][j] += sum over the rows of weights[r][s] * y[r][j] */
-INLINE void head_axpys(const int rows, double *dx, const double *weights, Index S,
-                       const double *y, Index begin, Index end, Index head_dim)
+INLINE void head_axpys(const int rows, double *dx, const double *weights, Index W,
+                       const double *y, Index end, Index head_dim)
 {
-    for (Index s = begin; s < end; s++)
+    for (Index s = 0; s < end; s++)
         for (Index j = 0; j < head_dim; j++) {
             double *place = dx + (s * head_dim + j) * 4;
             vec sum = at(place);
             for (int r = 0; r < rows; r++)
-                sum = plus_product(sum, at(weights + (r * S + s) * 4),
+                sum = plus_product(sum, at(weights + (r * W + s) * 4),
                                    at(y + (r * head_dim + j) * 4));
             put(place, sum);
         }
@@ -459,59 +461,70 @@ INLINE void head_axpys(const int rows, double *dx, const double *weights, Index 
         for (Index s = end; s < end + r; s++)
             for (Index j = 0; j < head_dim; j++) {
                 double *place = dx + (s * head_dim + j) * 4;
-                put(place, plus_product(at(place), at(weights + (r * S + s) * 4),
+                put(place, plus_product(at(place), at(weights + (r * W + s) * 4),
                                         at(y + (r * head_dim + j) * 4)));
             }
 }
 
-static void softmax_heads(double *weights, Index begin, Index end)
+static void softmax_heads(double *weights, Index end)
 {
     vec max = all(-INFINITY), other = max, sum = all(0.0);
-    Index odd = (end - begin) & 1;
+    Index odd = end & 1;
     if (odd)
-        max = at(weights + begin * 4);
-    for (Index s = begin + odd; s < end; s += 2) { /* two, for neither to wait for itself */
+        max = at(weights);
+    for (Index s = odd; s < end; s += 2) { /* two, for neither to wait for itself */
         max = larger(at(weights + s * 4), max);
         other = larger(at(weights + s * 4 + 4), other);
     }
     max = larger(max, other);
-    for (Index s = begin; s < end; s++) {
+    for (Index s = 0; s < end; s++) {
         vec e = exp_negative(subtract(at(weights + s * 4), max));
         put(weights + s * 4, e);
         sum = add(sum, e);
     }
     vec inverse = divide(all(1.0), sum);
-    for (Index s = begin; s < end; s++)
+    for (Index s = 0; s < end; s++)
         put(weights + s * 4, times(at(weights + s * 4), inverse));
 }
 
 /* d: from the gradient of the weights to that of the scores. */
-static void softmax_heads_backward(double *d, const double *weights, Index begin, Index end)
+static void softmax_heads_backward(double *d, const double *weights, Index end)
 {
     vec common = all(0.0);
-    for (Index s = begin; s < end; s++)
+    for (Index s = 0; s < end; s++)
         common = plus_product(common, at(d + s * 4), at(weights + s * 4));
-    for (Index s = begin; s < end; s++)
+    for (Index s = 0; s < end; s++)
         put(d + s * 4, times(subtract(at(d + s * 4), common), at(weights + s * 4)));
 }
 
 /* 4 if the rows from t on can go together: in one document, and with enough keys to pay. */
-INLINE int rows_together(const Index *first, Index t, Index T, Index end)
+INLINE int rows_together(const Index *first, Index t, Index T, Index keys)
 {
-    return t + 4 <= T && first[t] == first[t + 3] && end - first[t] >= 8 ? 4 : 1;
+    return t + 4 <= T && first[t] == first[t + 3] && keys >= 8 ? 4 : 1;
 }
 
-INLINE void attention_forward_rows(const int rows, double *y, double *weights, const double *q4,
-                                   const double *k4, const double *v4, Index begin, Index end,
-                                   Index S, Index n, Index head_dim, Index heads)
+/* The most keys that a row sees. */
+static Index most_keys(const Index *first, Index T, Index S)
 {
-    head_dots(rows, weights, S, q4, k4, begin, end, head_dim);
+    Index most = 1;
+    for (Index t = 0; t < T; t++)
+        if (S - T + t + 1 - first[t] > most)
+            most = S - T + t + 1 - first[t];
+    return most;
+}
+
+/* k4 and v4 begin with the first key that the rows see. */
+INLINE void attention_forward_rows(const int rows, double *y, double *weights, const double *q4,
+                                   const double *k4, const double *v4, Index end, Index W,
+                                   Index n, Index head_dim, Index heads)
+{
+    head_dots(rows, weights, W, q4, k4, end, head_dim);
     for (int r = 0; r < rows; r++)
-        softmax_heads(weights + r * S * 4, begin, end + r);
+        softmax_heads(weights + r * W * 4, end + r);
     for (Index j = 0; j < head_dim; j += 4) {
         Index count = head_dim - j < 4 ? head_dim - j : 4;
         vec sum[4][4];
-        head_sums_of(rows, sum, weights, S, v4 + j * 4, begin, end, head_dim, count);
+        head_sums_of(rows, sum, weights, W, v4 + j * 4, end, head_dim, count);
         for (int r = 0; r < rows; r++)
             scatter_heads(y + r * n + j, sum[r], head_dim, heads, count);
     }
@@ -521,24 +534,25 @@ static void attention_forward(double *y, double *saved, const double *q, const d
                               const double *v, const Index *first, Index T, Index S, Index n,
                               Index n_head)
 {
-    Index head_dim = n / n_head, wide = 4 * head_dim;
+    Index head_dim = n / n_head, wide = 4 * head_dim, W = most_keys(first, T, S);
     double scale = 1.0 / sqrt((double)head_dim);
     for (Index head = 0; head < n_head; head += 4) {
         Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
         double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
-        saved = weights + T * S * 4;
+        saved = weights + T * W * 4;
         pack_heads(q4, q + column, scale, T, n, head_dim, heads);
         pack_heads(k4, k + column, 1.0, S, n, head_dim, heads);
         pack_heads(v4, v + column, 1.0, S, n, head_dim, heads);
         for (Index t = 0, rows; t < T; t += rows) {
-            Index begin = first[t], end = S - T + t + 1;
-            rows = rows_together(first, t, T, end);
+            Index keys = S - T + t + 1 - first[t];
+            const double *k0 = k4 + first[t] * wide, *v0 = v4 + first[t] * wide;
+            rows = rows_together(first, t, T, keys);
             if (rows == 4)
-                attention_forward_rows(4, y + t * n + column, weights + t * S * 4, q4 + t * wide,
-                                       k4, v4, begin, end, S, n, head_dim, heads);
+                attention_forward_rows(4, y + t * n + column, weights + t * W * 4, q4 + t * wide,
+                                       k0, v0, keys, W, n, head_dim, heads);
             else
-                attention_forward_rows(1, y + t * n + column, weights + t * S * 4, q4 + t * wide,
-                                       k4, v4, begin, end, S, n, head_dim, heads);
+                attention_forward_rows(1, y + t * n + column, weights + t * W * 4, q4 + t * wide,
+                                       k0, v0, keys, W, n, head_dim, heads);
         }
     }
 }
@@ -546,18 +560,18 @@ static void attention_forward(double *y, double *saved, const double *q, const d
 INLINE void attention_backward_rows(const int rows, double *dq, double *dk4, double *dv4,
                                     double *dweights, const double *dy4, const double *weights,
                                     const double *q4, const double *k4, const double *v4,
-                                    double scale, Index begin, Index end, Index S, Index n,
-                                    Index head_dim, Index heads)
+                                    double scale, Index end, Index W, Index n, Index head_dim,
+                                    Index heads)
 {
-    head_dots(rows, dweights, S, dy4, v4, begin, end, head_dim);
-    head_axpys(rows, dv4, weights, S, dy4, begin, end, head_dim);
+    head_dots(rows, dweights, W, dy4, v4, end, head_dim);
+    head_axpys(rows, dv4, weights, W, dy4, end, head_dim);
     for (int r = 0; r < rows; r++)
-        softmax_heads_backward(dweights + r * S * 4, weights + r * S * 4, begin, end + r);
-    head_axpys(rows, dk4, dweights, S, q4, begin, end, head_dim);
+        softmax_heads_backward(dweights + r * W * 4, weights + r * W * 4, end + r);
+    head_axpys(rows, dk4, dweights, W, q4, end, head_dim);
     for (Index j = 0; j < head_dim; j += 4) {
         Index count = head_dim - j < 4 ? head_dim - j : 4;
         vec sum[4][4];
-        head_sums_of(rows, sum, dweights, S, k4 + j * 4, begin, end, head_dim, count);
+        head_sums_of(rows, sum, dweights, W, k4 + j * 4, end, head_dim, count);
         for (int r = 0; r < rows; r++) {
             for (int i = 0; i < 4; i++)
                 sum[r][i] = times(sum[r][i], all(scale));
@@ -571,26 +585,27 @@ static void attention_backward(double *dq, double *dk, double *dv, const double 
                                Index n_head)
 {
     Index head_dim = n / n_head, wide = 4 * head_dim, groups = (n_head + 3) / 4;
+    Index W = most_keys(first, T, S);
     double scale = 1.0 / sqrt((double)head_dim);
-    double *dk4 = saved + groups * ((T + 2 * S) * wide + T * S * 4);
+    double *dk4 = saved + groups * ((T + 2 * S) * wide + T * W * 4);
     double *dv4 = dk4 + S * wide, *dy4 = dv4 + S * wide, *dweights = dy4 + T * wide;
     for (Index head = 0; head < n_head; head += 4) {
         Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
         double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
-        saved = weights + T * S * 4;
+        saved = weights + T * W * 4;
         pack_heads(dy4, dy + column, 1.0, T, n, head_dim, heads);
         memset(dk4, 0, (size_t)(2 * S * wide) * sizeof(double));
         for (Index t = 0, rows; t < T; t += rows) {
-            Index begin = first[t], end = S - T + t + 1;
-            rows = rows_together(first, t, T, end);
+            Index begin = first[t] * wide, keys = S - T + t + 1 - first[t];
+            rows = rows_together(first, t, T, keys);
             if (rows == 4)
-                attention_backward_rows(4, dq + t * n + column, dk4, dv4, dweights,
-                                        dy4 + t * wide, weights + t * S * 4, q4 + t * wide, k4,
-                                        v4, scale, begin, end, S, n, head_dim, heads);
+                attention_backward_rows(4, dq + t * n + column, dk4 + begin, dv4 + begin, dweights,
+                                        dy4 + t * wide, weights + t * W * 4, q4 + t * wide,
+                                        k4 + begin, v4 + begin, scale, keys, W, n, head_dim, heads);
             else
-                attention_backward_rows(1, dq + t * n + column, dk4, dv4, dweights,
-                                        dy4 + t * wide, weights + t * S * 4, q4 + t * wide, k4,
-                                        v4, scale, begin, end, S, n, head_dim, heads);
+                attention_backward_rows(1, dq + t * n + column, dk4 + begin, dv4 + begin, dweights,
+                                        dy4 + t * wide, weights + t * W * 4, q4 + t * wide,
+                                        k4 + begin, v4 + begin, scale, keys, W, n, head_dim, heads);
         }
         unpack_heads_add(dk + column, dk4, S, n, head_dim, heads);
         unpack_heads_add(dv + column, dv4, S, n, head_dim, heads);
@@ -736,14 +751,14 @@ const char *kernels_choose(const char *wanted)
     return NULL;
 }
 
-Index attention_workspace_size(Index T, Index S, Index n, Index n_head)
+Index attention_workspace_size(const Index *first, Index T, Index S, Index n, Index n_head)
 {
-    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head);
-    double room = (double)groups * ((double)(T + 2 * S) * wide + (double)T * S * 4) +
-                  (double)(T + 2 * S) * wide + (double)S * 16;
-    if (room > 1e18)
+    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head), W = most_keys(first, T, S);
+    double size = (double)groups * ((double)(T + 2 * S) * wide + (double)T * W * 4) +
+                  (double)(T + 2 * S) * wide + (double)W * 16;
+    if (size > 1e18)
         return -1;
-    return groups * ((T + 2 * S) * wide + T * S * 4) + (T + 2 * S) * wide + S * 16;
+    return groups * ((T + 2 * S) * wide + T * W * 4) + (T + 2 * S) * wide + W * 16;
 }
 
 #endif

@@ -84,6 +84,6 @@ const char *kernels_choose(const char *wanted);
 const char *kernels_level(int i);
 
 /* Return how many doubles attention saves, or -1 if that is more than memory can hold. */
-Index attention_workspace_size(Index T, Index S, Index n, Index n_head);
+Index attention_workspace_size(const Index *first, Index T, Index S, Index n, Index n_head);
 
 #endif

@@ -341,13 +341,12 @@ cdef class _Graph:
                     derive(y.ids, rows)
         if others and self.fixed_rows:
             return False
-        if others:
-            self.entries = 0
-            for i in range(self.n):
-                if self.steps[i].node.kind == BLOCK:
-                    resize_block(self.steps[i].node, self.steps[i].rows)
-                    y = block_of(self.steps[i].node)
-                    self.entries += y.rows * y.cols + y.n_saved
+        self.entries = 0
+        for i in range(self.n):
+            if self.steps[i].node.kind == BLOCK:
+                resize_block(self.steps[i].node, self.steps[i].rows)
+                y = block_of(self.steps[i].node)
+                self.entries += y.rows * y.cols + y.n_saved
         return True
 
     cdef int forward(self) except -1:
