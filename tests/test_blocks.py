@@ -1120,10 +1120,10 @@ def test_an_element_that_changed_meanwhile_is_refused_by_the_compiled_core(core)
 def test_a_new_forward_has_the_new_numbers(core):
     x, w = core.Matrix.of([[0.5, -1.0]]), core.Matrix.of([[1.0, 2.0]])
     replay = core.Replay(lambda ids: core.mean(core.linear(core.embedding(x, ids), w)))
-    for numbers in ([[1.0, 2.0]], [[3.0, -4.0]], [[5.0, 6.0]]):
-        w.load(numbers)
+    for weights in ([[1.0, 2.0]], [[3.0, -4.0]], [[5.0, 6.0]]):
+        w.load(weights)
         for row in x:
             for value in row:
                 value.grad = 0.0
         replay([0]).backward()
-        assert x.grad.tolist() == numbers
+        assert x.grad.tolist() == weights

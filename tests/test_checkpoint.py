@@ -501,13 +501,37 @@ def test_a_stream_of_format_1_samples_but_does_not_go_on(path):
     run = steps(mg.prepare(docs, steps=6, **options), 3)
     mg.save(run, path)
     path.write_bytes(format_1(*parts(path.read_bytes())))
-    old = mg.load(path)
-    assert (old.config, old.losses) == (run.config, run.losses)
+    old = mg.load(path, docs)
+    assert (old.config.steps, old.adam.step, old.losses) == (3, 3, run.losses)
     assert old.encode("to be") == run.encode("to be")
     assert mg.generate(old, 4) == mg.generate(run, 4)
-    with pytest.raises(ValueError) as caught:
-        mg.load(path, docs)
-    assert str(caught.value) == f"{path}: a stream of format 1 samples, but does not go on"
+    mg.save(old, path)  # nor does it from a file of today
+    with pytest.raises(ValueError, match="has taken all its 3 steps"):
+        mg.train_step(mg.load(path, docs))
+
+
+def test_an_interrupted_step_after_a_loop_of_ones_own_leaves_no_loss(path, monkeypatch):
+    run = mg.prepare(DOCS, steps=6)
+    for step in range(2):
+        run.model.loss(run.batch(step)).backward()
+        run.adam.update(0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run.adam), "minimize", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mg.train_step(run)
+    assert run.losses == []
+    assert len(mg.finish(run).losses) == 4
+
+
+def test_a_model_that_is_no_class_and_documents_that_are_none_are_refused(path):
+    run = mg.prepare(["1", "2"], steps=2)
+    mg.save(run, path)
+    for model in ("GPT", mg.Tokenizer, None):
+        with pytest.raises(TypeError, match="model must be GPT or a subclass of it"):
+            mg.load(path, model=model)
+    for docs, error in ((5, TypeError), ([1, 2], TypeError), ("12", TypeError), ([], ValueError)):
+        with pytest.raises(error):
+            mg.load(path, docs)
 
 
 def test_a_file_cut_off_anywhere_is_refused(good, path):

@@ -28,7 +28,7 @@ from .files import one_line, printable, reason
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import Run, TrainConfig, train_val_split
+from .training import Run, TrainConfig, checked_documents, train_val_split
 
 FORMAT = 2  # raised when an older package would misread the file
 
@@ -87,31 +87,37 @@ def load(
 
     docs: its documents, as they were given to it and in the same order; then it goes on where it
     was, and its further steps give the bits of an uninterrupted run. Without them it samples,
-    scores and evaluates.
+    scores and evaluates. A stream of format 1 has no further steps.
     model: the class of its model; the file has only the name of it.
 
     Raises an OSError if the file cannot be read, ValueError if it is not a checkpoint, is damaged,
     is of a newer format or of another model, or docs are not what it was trained on. The message
     is one line and names the file.
     """
+    if not (isinstance(model, type) and issubclass(model, GPT)):
+        raise TypeError(f"model must be GPT or a subclass of it, not {model!r}")
     name = printable(os.fsdecode(path))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
             raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
         with open(path, "rb") as file:
-            run, older = _read(Reader(file), model)
-        return run if docs is None else _with_documents(run, list(docs), older)
+            run = _read(Reader(file), model)
     except OSError as error:
         raise type(error)(f"{name}: {reason(error)}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
+    if docs is None:
+        return run
+    documents = checked_documents(docs, run.config.unit)
+    try:
+        return _with_documents(run, documents)
+    except ValueError as error:
+        raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
 
 
-def _with_documents(run: Run, docs: list[str], older: bool) -> Run:
+def _with_documents(run: Run, docs: list[str]) -> Run:
     if checksum(docs) != run.sha256:
         raise ValueError("the data is not what the run was trained on (another checksum)")
-    if older and run.config.unit == "stream":
-        raise ValueError("a stream of format 1 samples, but does not go on")  # other windows
     run.tokenizer.encode("".join(sorted({char for doc in docs for char in doc})))
     rng, block_size = Random(run.config.seed), run.model.config.block_size
     training, validation = train_val_split(docs, rng, run.config, block_size)
@@ -127,11 +133,9 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _read(reader: Reader, model_class: type[GPT]) -> tuple[Run, bool]:
-    """Return the run in a file, and whether the file is of an older format."""
+def _read(reader: Reader, model_class: type[GPT]) -> Run:
     metadata = reader.metadata
-    older = _format(metadata) < FORMAT
-    if older:
+    if _format(metadata) < FORMAT:
         metadata = _translated(metadata)
     for key in _KEYS:
         _require(key in metadata, f"the metadata has no {key}")
@@ -159,7 +163,7 @@ def _read(reader: Reader, model_class: type[GPT]) -> tuple[Run, bool]:
         _require(not name.startswith("adam.v.") or min(numbers) >= 0, f"{name} is below 0")
         cols = matrix.shape[1]
         matrix.load([numbers[i : i + cols] for i in range(0, len(numbers), cols)])
-    run = Run(
+    return Run(
         training,
         tokenizer,
         model,
@@ -171,7 +175,6 @@ def _read(reader: Reader, model_class: type[GPT]) -> tuple[Run, bool]:
         tokens=state["tokens"],
         seconds=state["seconds"],
     )
-    return run, older
 
 
 _KEYS = ("model", "config", "alphabet", "training", "state", "dataset", "dataset_sha256")
@@ -208,6 +211,8 @@ def _translated(metadata: dict[str, str]) -> dict[str, str]:
     _require(split in units, f"split is {shorten(split)}")
     training = {name: old.get(name) for name in ("steps", "lr", "batch_size", "val_fraction")}
     training |= {"seed": int(seed), "unit": units[split]}
+    if split == "stream":  # the windows of its further steps were drawn otherwise: it is done
+        training["steps"] = old.get("step")
     state = {name: old.get(name) for name in ("step", "adam", "rng", "tokens", "seconds")}
     texts = {"model": "GPT", "training": json.dumps(training), "state": json.dumps(state)}
     return {**metadata, **texts}

@@ -152,6 +152,7 @@ def _prepared(options: Namespace) -> Run:
     if options.init is not None:
         init = load(options.init)
         _check_unchanged(sizes, vars(init.model.config), options.init)
+    TrainConfig(**settings), Config(1, **sizes)  # refused before anything is loaded
     docs = load_documents(options.data, settings.get("unit", "line"))
     run = prepare(docs, init=init, **settings, **sizes)
     run.dataset = BUNDLED if options.data is None else options.data

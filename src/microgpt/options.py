@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
+from . import _checks as checks
 from .data import UNITS
 from .files import one_line
 from .model import Config
@@ -17,10 +18,10 @@ WRONG_USAGE = 2
 
 def positive(text: str) -> int:
     """Return text as an int of at least 1; an argparse type."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+    try:
+        return checks.integer(int(text), "it", 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an int of at least 1, not {text!r}") from None
 
 
 # flag: type (bool: no value), default, metavar, help. What belongs to a run has its default in

@@ -98,7 +98,7 @@ class Run:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._mean_loss = Replay(self.model.mean_loss)
+        self._replay = Replay(self.model.mean_loss)
         self._step_lock = Lock()
         positions = self.config.batch_size * self.model.config.block_size
         if positions > MAX_POSITIONS:
@@ -149,11 +149,10 @@ class Run:
         ids = self.tokenizer.encode(doc)
         return ids[:-1] if self.config.unit == "stream" else ids
 
-    def loss(self, docs: Sequence[Sequence[int]]) -> Value:
-        """Return the mean loss of token ids, as GPT.loss; a graph that was seen is replayed."""
-        model = self.model
-        mean_loss = self._mean_loss if model.replayable else model.mean_loss
-        return mean_loss(*model.pack(docs))
+    @property
+    def mean_loss(self) -> Callable[..., Value]:
+        """The model's mean_loss, or its replay if the model is replayable."""
+        return self._replay if self.model.replayable else self.model.mean_loss
 
     def val_loss(self) -> float:
         """Return the mean loss over all positions of the validation documents."""
@@ -188,7 +187,7 @@ def prepare(
     of init; and what Config and TrainConfig raise.
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
-    documents = _documents(docs, config.unit)
+    documents = checked_documents(docs, config.unit)
     rng = Random(config.seed)
     if init is None:
         tokenizer = Tokenizer.from_documents(documents)
@@ -212,7 +211,8 @@ def prepare(
     )
 
 
-def _documents(docs: Iterable[str], unit: str) -> list[str]:
+def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
+    """Return docs as a list; raise what prepare says of them."""
     if isinstance(docs, str):
         raise TypeError("docs must be a list of strings; load_documents reads a file")
     documents = list(docs)
@@ -301,20 +301,23 @@ def _take_step(run: Run) -> float:
         raise ValueError(f"the run has taken all its {config.steps} steps")
     if not grad_enabled():
         raise RuntimeError("a training step needs gradients: it cannot be taken under no_grad()")
-    docs = run.batch(step)
+    tokens, targets, starts = run.model.pack(run.batch(step))
+    n = len(run.losses)
     try:
-        loss = run.loss(docs)
+        loss = run.mean_loss(tokens, targets, starts)
         if not math.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.data} at step {step + 1}; "
                 f"a smaller lr than {config.lr} may help"
             )
-        run.losses[step:] = [loss.data]
+        run.losses.append(loss.data)
         run.adam.minimize(loss, linear_decay(config.lr, step, config.steps))  # here it is taken
     except BaseException:
-        run.adam.zero_grad()
+        if run.adam.step == step:
+            run.adam.zero_grad()
+            del run.losses[n:]
         raise
-    run.tokens += sum(map(len, docs)) - len(docs)
+    run.tokens += len(tokens)
     run.seconds += perf_counter() - start
     return run.losses[-1]
 
@@ -330,11 +333,15 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
     config = run.config
     with _interrupts_deferred() as raise_pending:
         while run.adam.step < config.steps:
-            lr = linear_decay(config.lr, run.adam.step, config.steps)
             loss = train_step(run)
             step = run.adam.step
-            metrics = {"step": step, "loss": loss, "lr": lr}
-            metrics |= {"tokens": run.tokens, "seconds": run.seconds}
+            metrics = {
+                "step": step,
+                "loss": loss,
+                "lr": linear_decay(config.lr, step - 1, config.steps),
+                "tokens": run.tokens,
+                "seconds": run.seconds,
+            }
             if run.validation and (step == config.steps or eval_every and step % eval_every == 0):
                 metrics["val_loss"] = run.val_loss()
             yield metrics
