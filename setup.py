@@ -31,7 +31,12 @@ def core():
     ]
     extension = Extension(
         "microgpt._core",
-        ["src/microgpt/_core.pyx", "src/microgpt/_kernels.c", "src/microgpt/_kernels_avx2.c"],
+        [
+            "src/microgpt/_core.pyx",
+            "src/microgpt/_kernels.c",
+            "src/microgpt/_kernels_avx2.c",
+            "src/microgpt/_kernels_avx512.c",
+        ],
         depends=[f"src/microgpt/{name}" for name in PARTS],
         extra_compile_args=["/O2", "/fp:precise"] if sys.platform == "win32" else unix,
     )

@@ -4,11 +4,12 @@
  * stays in registers while the sum is walked once, so that each number loaded serves a row or a
  * column of the tile:
  *
- *   - forward, up to 3 rows of x by 4 rows of w: both are contiguous along the sum, so a tile is
- *     12 dot products of four lanes each, and the lanes are added up at the end. No transposed
- *     copy of w is made; for the 16 rows of a document that would cost more than it saves.
- *   - backward, up to 6 rows by 2 vectors: dx = dy w and dw = dy^T x are both "add a number times
- *     a contiguous row", so one function serves them.
+ *   - forward, up to 3 rows of x by 4 rows of w (with AVX-512 8 by 4): both are contiguous along
+ *     the sum, so a tile is 12 dot products of four lanes each, and the lanes are added up at the
+ *     end. No transposed copy of w is made; for the 16 rows of a document that would cost more
+ *     than it saves.
+ *   - backward, up to 6 rows by 2 vectors (8 by 2 wider ones): dx = dy w and dw = dy^T x are both
+ *     "add a number times a contiguous row", so one function serves them.
  *
  * Tile sizes are constants of inline functions, one compiled case for each, which is what keeps
  * the sums in registers. T rows are split evenly: 7 are 4 + 3, not 6 + 1.
@@ -23,8 +24,8 @@
  * the keys that a row sees are touched, and no sum runs across lanes. Where rows see many keys,
  * four rows go together, to load each key once for them.
  *
- * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more by
- * _kernels_avx2.c. Every kernel is static; what leaves is the table at the end, and the choice
+ * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more each by
+ * _kernels_avx2.c and _kernels_avx512.c. Every kernel is static; what leaves is the table at the end, and the choice
  * among the tables at run time. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("O3") /* also where the environment's CFLAGS ask for less */
@@ -38,10 +39,21 @@
 #include "_vec.h"
 
 /* Rows of a tile: as many as there are registers for their sums. */
-#if defined(MICROGPT_AVX2)
+#if defined(MICROGPT_AVX512)
+enum { DOT_ROWS = 8, AXPY_ROWS = 8 };
+#elif defined(MICROGPT_AVX2)
 enum { DOT_ROWS = 3, AXPY_ROWS = 6 };
 #else
 enum { DOT_ROWS = 1, AXPY_ROWS = 2 };
+#endif
+
+/* switch (count) with one compiled case for each number of rows. */
+#define CASE(rows, call) \
+    case rows: call(rows); break;
+#if defined(MICROGPT_AVX512)
+#define ROWS_UP_TO_8(call) CASE(8, call) CASE(7, call) CASE(6, call) CASE(5, call) CASE(4, call)
+#else
+#define ROWS_UP_TO_8(call)
 #endif
 
 static void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n)
@@ -88,7 +100,36 @@ static void relu_backward(double *RESTRICT dx, const double *RESTRICT dy,
         dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
 }
 
-/* y (rows, cols): the dot products of rows of x with rows of w; at most 3 and 4. */
+/* y (rows, cols): the dot products of rows of x with rows of w; cols is at most 4. */
+#if defined(MICROGPT_AVX512)
+
+INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
+                     Index nin, Index nout)
+{
+    const int pairs = (cols + 1) / 2;
+    pair sum[DOT_ROWS][2];
+    for (int r = 0; r < rows; r++)
+        sum[r][0] = sum[r][1] = wide_all(0.0);
+    for (Index i = 0; i < nin; i += 4) {
+        pair column[2];
+        for (int p = 0; p < pairs; p++) {
+            const double *even = w + 2 * p * nin + i;
+            const double *odd = 2 * p + 1 < cols ? even + nin : even;
+            column[p] = pair_of(at_first(even, nin - i, 0.0), at_first(odd, nin - i, 0.0));
+        }
+        for (int r = 0; r < rows; r++) {
+            vec row = at_first(x + r * nin + i, nin - i, 0.0);
+            for (int p = 0; p < pairs; p++)
+                sum[r][p] = wide_plus_product(sum[r][p], pair_of(row, row), column[p]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        put_first(y + r * nout, totals(pair_first(sum[r][0]), pair_second(sum[r][0]),
+                                       pair_first(sum[r][1]), pair_second(sum[r][1])), cols);
+}
+
+#else
+
 INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
                      Index nin, Index nout)
 {
@@ -110,19 +151,24 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
         put_first(y + r * nout, totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), cols);
 }
 
+#endif
+
 INLINE void dot_tiles(const int cols, double *y, const double *x, const double *w, Index T,
                       Index nin, Index nout)
 {
     Index t = 0;
     for (Index left = (T + DOT_ROWS - 1) / DOT_ROWS; left > 0; left--) {
         Index rows = (T - t + left - 1) / left;
+#define TILE(rows) dot_tile(rows, cols, y + t * nout, x + t * nin, w, nin, nout)
         switch (rows) {
+            ROWS_UP_TO_8(TILE)
 #if defined(MICROGPT_AVX2)
-        case 3: dot_tile(3, cols, y + t * nout, x + t * nin, w, nin, nout); break;
-        case 2: dot_tile(2, cols, y + t * nout, x + t * nin, w, nin, nout); break;
+            CASE(3, TILE)
+            CASE(2, TILE)
 #endif
-        default: dot_tile(1, cols, y + t * nout, x + t * nin, w, nin, nout); break;
+        default: TILE(1);
         }
+#undef TILE
         t += rows;
     }
 }
@@ -140,43 +186,45 @@ static void linear_forward(double *y, const double *x, const double *w, Index T,
     }
 }
 
-/* out += a b for rows (at most 6) by vecs (at most 2) vectors, the last one with `last` columns.
+/* out += a b for rows by vecs (at most 2) wide vectors, the last one with `last` columns.
  * a is dy or its transpose: its entry in row r, at place k of the sum, is
  * a[r * row_step + k * sum_step]. The sum is added to out once, at its end. */
 INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *out,
                       const double *a, Index row_step, Index sum_step, const double *b,
                       Index terms, Index n)
 {
-    vec sum[6][2];
+    wide sum[AXPY_ROWS][2];
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++)
-            sum[r][c] = all(0.0);
+            sum[r][c] = wide_all(0.0);
     for (Index k = 0; k < terms; k++) {
-        vec row[2];
+        wide row[2];
         for (int c = 0; c < vecs; c++)
-            row[c] = at_first(b + k * n + 4 * c, c == vecs - 1 ? last : 4, 0.0);
-        for (int r = 0; r < rows; r++)
+            row[c] = wide_at_first(b + k * n + WIDE * c, c == vecs - 1 ? last : WIDE);
+        for (int r = 0; r < rows; r++) {
+            wide factor = wide_all(a[r * row_step + k * sum_step]);
             for (int c = 0; c < vecs; c++)
-                sum[r][c] = plus_product(sum[r][c], all(a[r * row_step + k * sum_step]), row[c]);
+                sum[r][c] = wide_plus_product(sum[r][c], factor, row[c]);
+        }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++) {
-            double *place = out + r * n + 4 * c;
-            Index count = c == vecs - 1 ? last : 4;
-            put_first(place, add(at_first(place, count, 0.0), sum[r][c]), count);
+            double *place = out + r * n + WIDE * c;
+            Index count = c == vecs - 1 ? last : WIDE;
+            wide_put_first(place, wide_add(wide_at_first(place, count), sum[r][c]), count);
         }
 }
 
-/* All n columns of up to 6 rows. Walking along the rows, not down the columns, keeps the memory of
+/* All n columns of some rows. Walking along the rows, not down the columns, keeps the memory of
  * a large dw in order. */
 INLINE void axpy_rows(const int rows, double *out, const double *a, Index row_step,
                       Index sum_step, const double *b, Index terms, Index n)
 {
     Index i = 0;
-    for (; i + 8 <= n; i += 8)
-        axpy_tile(rows, 2, 4, out + i, a, row_step, sum_step, b + i, terms, n);
-    for (; i + 4 <= n; i += 4)
-        axpy_tile(rows, 1, 4, out + i, a, row_step, sum_step, b + i, terms, n);
+    for (; i + 2 * WIDE <= n; i += 2 * WIDE)
+        axpy_tile(rows, 2, WIDE, out + i, a, row_step, sum_step, b + i, terms, n);
+    for (; i + WIDE <= n; i += WIDE)
+        axpy_tile(rows, 1, WIDE, out + i, a, row_step, sum_step, b + i, terms, n);
     if (i < n)
         axpy_tile(rows, 1, n - i, out + i, a, row_step, sum_step, b + i, terms, n);
 }
@@ -190,16 +238,21 @@ INLINE void add_product(double *out, const double *a, Index row_step, Index sum_
         Index count = (rows - r + left - 1) / left;
         double *to = out + r * n;
         const double *from = a + r * row_step;
+#define TILE(rows) axpy_rows(rows, to, from, row_step, sum_step, b, terms, n)
         switch (count) {
-#if defined(MICROGPT_AVX2)
-        case 6: axpy_rows(6, to, from, row_step, sum_step, b, terms, n); break;
-        case 5: axpy_rows(5, to, from, row_step, sum_step, b, terms, n); break;
-        case 4: axpy_rows(4, to, from, row_step, sum_step, b, terms, n); break;
-        case 3: axpy_rows(3, to, from, row_step, sum_step, b, terms, n); break;
+            ROWS_UP_TO_8(TILE)
+#if defined(MICROGPT_AVX2) && !defined(MICROGPT_AVX512)
+            CASE(6, TILE)
+            CASE(5, TILE)
+            CASE(4, TILE)
 #endif
-        case 2: axpy_rows(2, to, from, row_step, sum_step, b, terms, n); break;
-        default: axpy_rows(1, to, from, row_step, sum_step, b, terms, n); break;
+#if defined(MICROGPT_AVX2)
+            CASE(3, TILE)
+#endif
+            CASE(2, TILE)
+        default: TILE(1);
         }
+#undef TILE
         r += count;
     }
 }
@@ -683,7 +736,10 @@ static void adam(double *RESTRICT p, double *RESTRICT dp, double *RESTRICT m, do
     }
 }
 
-#if defined(MICROGPT_AVX2)
+#if defined(MICROGPT_AVX512)
+#define THESE kernels_avx512
+#define LEVEL "avx512"
+#elif defined(MICROGPT_AVX2)
 #define THESE kernels_avx2
 #define LEVEL "avx2"
 #else
@@ -720,13 +776,27 @@ const Kernels THESE = {
 #if !defined(MICROGPT_AVX2) /* once for all levels */
 
 #if defined(__x86_64__) && defined(__GNUC__)
-extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512, kernels_avx2;
+static int has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
 static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
-static const Kernels *const levels[] = {&kernels_avx2, &kernels_baseline}; /* best first */
-#else
-static int has_avx2(void) { return 1; }
-static const Kernels *const levels[] = {&kernels_baseline};
 #endif
+static int has_baseline(void) { return 1; }
+
+static const struct {
+    const Kernels *kernels;
+    int (*is_there)(void);
+} levels[] = {
+    /* best first */
+#if defined(__x86_64__) && defined(__GNUC__)
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
+#endif
+    {&kernels_baseline, has_baseline},
+};
 
 enum { N_LEVELS = sizeof levels / sizeof levels[0] };
 
@@ -734,18 +804,19 @@ const Kernels *kernels = &kernels_baseline;
 
 const char *kernels_level(int i)
 {
-    if (!has_avx2())
-        i++;
-    return i < N_LEVELS ? levels[i]->level : NULL;
+    for (int j = 0; j < N_LEVELS; j++)
+        if (levels[j].is_there() && i-- == 0)
+            return levels[j].kernels->level;
+    return NULL;
 }
 
 const char *kernels_choose(const char *wanted)
 {
     if (!wanted || strcmp(wanted, "auto") == 0)
         wanted = kernels_level(0);
-    for (int i = has_avx2() ? 0 : 1; i < N_LEVELS; i++)
-        if (strcmp(wanted, levels[i]->level) == 0) {
-            kernels = levels[i];
+    for (int j = 0; j < N_LEVELS; j++)
+        if (levels[j].is_there() && strcmp(wanted, levels[j].kernels->level) == 0) {
+            kernels = levels[j].kernels;
             return kernels->level;
         }
     return NULL;

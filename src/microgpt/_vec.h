@@ -252,4 +252,57 @@ INLINE void put_first(double *p, vec x, Index n)
         p[2] = lanes[2];
 }
 
+/* A wide vector runs along neighbouring columns, each with a sum of its own: eight doubles where
+ * there are registers for them, else the four of a vec. A pair holds the four partial sums of two
+ * columns, so that eight lanes leave the order of summation as it is. */
+#if defined(MICROGPT_AVX512)
+
+#include <immintrin.h>
+
+enum { WIDE = 8 };
+typedef __m512d wide;
+typedef __m512d pair;
+
+INLINE wide wide_at_first(const double *p, Index n)
+{
+    return n >= 8 ? _mm512_loadu_pd(p) : _mm512_maskz_loadu_pd((__mmask8)((1 << n) - 1), p);
+}
+
+INLINE void wide_put_first(double *p, wide x, Index n)
+{
+    if (n >= 8)
+        _mm512_storeu_pd(p, x);
+    else
+        _mm512_mask_storeu_pd(p, (__mmask8)((1 << n) - 1), x);
+}
+
+INLINE wide wide_all(double x) { return _mm512_set1_pd(x); }
+INLINE wide wide_add(wide a, wide b) { return _mm512_add_pd(a, b); }
+INLINE wide wide_plus_product(wide sum, wide a, wide b)
+{
+    return _mm512_add_pd(sum, _mm512_mul_pd(a, b));
+}
+
+INLINE pair pair_of(vec a, vec b)
+{
+    __m512d low = _mm512_castpd256_pd512((__m256d)a.part[0]);
+    return _mm512_insertf64x4(low, (__m256d)b.part[0], 1);
+}
+
+INLINE vec pair_first(pair x) { return (vec){{(reg)_mm512_castpd512_pd256(x)}}; }
+INLINE vec pair_second(pair x) { return (vec){{(reg)_mm512_extractf64x4_pd(x, 1)}}; }
+
+#else
+
+enum { WIDE = 4 };
+typedef vec wide;
+
+INLINE wide wide_at_first(const double *p, Index n) { return at_first(p, n, 0.0); }
+INLINE void wide_put_first(double *p, wide x, Index n) { put_first(p, x, n); }
+INLINE wide wide_all(double x) { return all(x); }
+INLINE wide wide_add(wide a, wide b) { return add(a, b); }
+INLINE wide wide_plus_product(wide sum, wide a, wide b) { return plus_product(sum, a, b); }
+
+#endif
+
 #endif
