@@ -222,3 +222,42 @@ def test_the_loss_trains_the_parameters_it_depends_on(model):
 def test_starts_that_do_not_begin_at_0_are_refused(model, starts):
     with pytest.raises(ValueError, match="starts must rise from 0"):
         model.forward([0, 1, 2], starts=starts)
+
+
+class Changed(mg.GPT):
+    """Has a gain of its own, ties lm_head to wte, and has no second product of its MLP."""
+
+    replayable = True
+
+    @classmethod
+    def init_parameters(cls, config, rng):
+        state_dict = super().init_parameters(config, rng)
+        state_dict["lm_head"] = state_dict["wte"]
+        state_dict["gain"] = mg.Matrix.of([[1.0] * config.n_embd])
+        del state_dict["layer0.mlp_fc2"]
+        return state_dict
+
+    def forward(self, tokens, cache=None, starts=None, trace=None):
+        w = self.state_dict
+        x = mg.embedding(w["wte"], tokens) + mg.embedding(w["wpe"], mg.positions(tokens, starts))
+        x = x + mg.embedding(w["gain"], [0] * len(tokens))
+        return mg.linear(mg.relu(x), w["lm_head"])
+
+
+def test_added_removed_and_tied_parameters_are_trained_counted_saved_and_loaded(tmp_path):
+    docs, path = ["emma", "ava", "mia"], tmp_path / "changed"
+    run = mg.prepare(docs, steps=6, n_embd=4, n_head=2, model=Changed)
+    before = {name: m.tolist() for name, m in run.model.state_dict.items()}
+    vocab_size = run.tokenizer.vocab_size
+    assert run.model.num_params == 4 * (vocab_size + 16 + 1 + 4 * 4 + 16)
+    for _ in range(3):
+        mg.train_step(run)
+    after = {name: m.tolist() for name, m in run.model.state_dict.items()}
+    assert all(before[name] != after[name] for name in ("wte", "wpe", "gain"))
+    assert after["lm_head"] == after["wte"]
+    mg.save(run, path)
+    again = mg.load(path, docs, model=Changed)
+    assert mg.finish(again).losses == mg.finish(run).losses
+    assert again.model.state_dict["lm_head"] is again.model.state_dict["wte"]
+    with pytest.raises(ValueError, match="its model is a 'Changed', not a GPT"):
+        mg.load(path)

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from random import Random
 from reprlib import repr as shorten
@@ -53,7 +53,7 @@ def save(run: Run, path: str | os.PathLike[str]) -> None:
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
     """Yield every Matrix of a run with its name in the file."""
-    for name, p, m, v in zip(model.state_dict, adam.params, adam.m, adam.v, strict=True):
+    for name, p, m, v in zip(model.named_parameters(), adam.params, adam.m, adam.v, strict=True):
         yield from ((name, p), (f"adam.m.{name}", m), (f"adam.v.{name}", v))
 
 
@@ -154,9 +154,12 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
     )
     training = _fields(TrainConfig, metadata["training"], "the training")
     state = _state(metadata["state"], training.steps)
-    _check_shapes(reader.shapes, config, state["step"])
+    if model_class is GPT:  # before one of these sizes is made
+        _check_shapes(reader.shapes, config.shapes(), state["step"])
     model = model_class(config, Random(0))
-    adam = Adam(model.state_dict.values(), *state["adam"])
+    parameters = model.named_parameters()
+    _check_shapes(reader.shapes, {n: p.shape for n, p in parameters.items()}, state["step"])
+    adam = Adam(parameters.values(), *state["adam"])
     adam.step = state["step"]
     for name, matrix in _matrices(model, adam):
         numbers = reader.numbers(name)
@@ -253,9 +256,12 @@ def _generator(state: Any) -> Random:
     return rng
 
 
-def _check_shapes(found: dict[str, tuple[int, ...]], config: Config, step: int) -> None:
+def _check_shapes(
+    found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, int]], step: int
+) -> None:
+    """Raise ValueError unless the tensors of a file are those of parameters with these shapes."""
     wanted: dict[str, tuple[int, ...]] = {}
-    for name, shape in config.shapes().items():
+    for name, shape in shapes.items():
         wanted |= {name: shape, f"adam.m.{name}": shape, f"adam.v.{name}": shape}
     different = found.keys() ^ {*wanted, "losses"}
     _require(not different, f"tensors that are missing or unknown: {shorten(sorted(different))}")

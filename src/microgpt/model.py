@@ -125,11 +125,19 @@ class GPT:
 
     def __init__(self, config: Config, rng: Random) -> None:
         self._config = config
+        self._state_dict = self.init_parameters(config, rng)
+
+    @classmethod
+    def init_parameters(cls, config: Config, rng: Random) -> dict[str, Matrix]:
+        """Return name -> Matrix of all parameters, drawn from rng in this order.
+
+        A subclass extends it to add, remove or tie parameters; one Matrix under two names is tied.
+        """
         state_dict = {name: Matrix(*shape) for name, shape in config.shapes().items()}
         for matrix in state_dict.values():
             nout, nin = matrix.shape
             matrix.load([[rng.gauss(0, INIT_STD) for _ in range(nin)] for _ in range(nout)])
-        self._state_dict = state_dict
+        return state_dict
 
     @property
     def config(self) -> Config:
@@ -139,10 +147,15 @@ class GPT:
     def state_dict(self) -> Mapping[str, Matrix]:
         return MappingProxyType(self._state_dict)
 
+    def named_parameters(self) -> dict[str, Matrix]:
+        """Return name -> Matrix, a tied one under its first name only."""
+        first = {id(matrix): name for name, matrix in reversed(self._state_dict.items())}
+        return {name: m for name, m in self._state_dict.items() if first[id(m)] == name}
+
     @property
     def num_params(self) -> int:
-        """The number of parameters."""
-        return sum(nout * nin for nout, nin in (m.shape for m in self._state_dict.values()))
+        """The number of parameters; tied ones count once."""
+        return sum(nout * nin for nout, nin in (m.shape for m in self.named_parameters().values()))
 
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
         """Set all parameters from name -> Matrix or lists of lists.

@@ -203,7 +203,7 @@ def prepare(
         config,
         tokenizer,
         gpt,
-        Adam(gpt.state_dict.values()),
+        Adam(gpt.named_parameters().values()),
         rng,
         training,
         validation,
