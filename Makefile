@@ -1,4 +1,4 @@
-# One line a job. They use the Python that is active: create a virtual environment first.
+# One line per job. They use the active Python: create a virtual environment first.
 build: ; MICROGPT_REQUIRE_EXTENSION=1 pip install -e '.[dev]'
 test: ; MICROGPT_BACKEND=cython pytest && MICROGPT_BACKEND=python pytest
 lint: ; ruff check . && mypy src
