@@ -1,6 +1,6 @@
-"""Build the compiled core. Everything else about the package stands in pyproject.toml.
+"""Build the compiled core. Everything else about the package is in pyproject.toml.
 
-MICROGPT_REQUIRE_EXTENSION=1: a failed build is an error; else the pure-Python core serves.
+MICROGPT_REQUIRE_EXTENSION=1: a failed build is an error; else the pure-Python core is used.
 MICROGPT_NO_EXTENSION=1: build a pure wheel. Both are 0 by default.
 """
 
@@ -9,7 +9,7 @@ import sys
 
 from setuptools import Extension, setup
 
-# What the sources include.
+# The files that the sources include.
 PARTS = ("_memory.pxi", "_graph.pxi", "_replay.pxi", "_kernels.h", "_vec.h")
 
 

@@ -1,4 +1,4 @@
-"""Print a megabyte of plain text that every Python brings along: its own documentation.
+"""Print a megabyte of plain text that comes with every Python: its own documentation.
 
     python examples/plain_text.py > python.txt
 

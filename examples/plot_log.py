@@ -11,7 +11,7 @@ from matplotlib import pyplot  # noqa: E402
 log, picture = sys.argv[1:]
 with open(log, encoding="utf-8") as file:
     lines = [json.loads(line) for line in file]
-width = max(1, len(lines) // 100)  # a point is the mean of so many steps
+width = max(1, len(lines) // 100)  # each point is the mean of this many steps
 points = [lines[i : i + width] for i in range(0, len(lines), width)]
 measured = [line for line in lines if "val_loss" in line]
 

@@ -16,12 +16,12 @@ data = sys.argv[1] if len(sys.argv) > 1 else None
 num_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
 random.seed(42)
 
-# Data: one document a line, in random order
+# Data: one document per line, in random order
 docs = load_documents(data)
 random.shuffle(docs)
 print(f"num docs: {len(docs)}")
 
-# Tokenizer: one token a character, and BOS around every document
+# Tokenizer: one token per character, and BOS around every document
 uchars = sorted(set("".join(docs)))
 BOS = len(uchars)
 vocab_size = len(uchars) + 1
@@ -109,7 +109,7 @@ learning_rate, beta1, beta2, eps_adam = 0.01, 0.85, 0.99, 1e-8
 m = [0.0] * len(params)
 v = [0.0] * len(params)
 
-# Training: one document a step
+# Training: one document per step
 losses = []
 for step in range(num_steps):
     doc = docs[step % len(docs)]

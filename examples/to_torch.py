@@ -3,7 +3,7 @@
     microgpt train --out names.safetensors
     python examples/to_torch.py names.safetensors
 
-It prints how far the two are apart on a name. From here everything of PyTorch is open: a GPU,
+It prints how much the two differ on a name. From here all of PyTorch is available: a GPU,
 torch.compile, AdamW, a model a thousand times the size.
 """
 

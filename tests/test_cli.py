@@ -386,7 +386,7 @@ def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
     other = tmp_path / "other"
     other.write_text(content)
     message = fails(capsys, 2, "train", "--resume", model, "--log", other)
-    assert "is not a log, and is not overwritten" in message
+    assert "is not a log, so it is not overwritten" in message
     assert other.read_text() == content
 
 
@@ -400,7 +400,7 @@ CANNOT_CHANGE = {
 @pytest.mark.parametrize("flag", CANNOT_CHANGE)
 def test_what_belongs_to_a_run_cannot_change_when_it_is_resumed(flag, model, capsys):
     message = fails(capsys, 2, "train", "--resume", model, flag, CANNOT_CHANGE[flag])
-    assert f"{flag} {CANNOT_CHANGE[flag]}: {model} has " in message
+    assert f"{flag} {CANNOT_CHANGE[flag]} differs from {model}, which has " in message
 
 
 def test_other_data_cannot_be_resumed_with(model, names, tmp_path, capsys):
@@ -433,7 +433,8 @@ def test_a_run_may_start_from_a_model(model, tmp_path, capsys):
     saved = mg.load(model)
     run = mg.train(["mia", "sam"], steps=1, init=saved)
     assert lines[-1] == f"step    1 /    1 | loss {run.losses[0]:.4f}"
-    assert f"--n-embd 8: {model} has 16" in fails(capsys, 2, *init, "--n-embd", "8")
+    message = fails(capsys, 2, *init, "--n-embd", "8")
+    assert f"--n-embd 8 differs from {model}, which has 16" in message
     data.write_text("zoe\n")
     assert "'z' is not in the alphabet" in fails(capsys, 2, *init)
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 import microgpt as mg
-from microgpt.sampling import _draw, _likeliest, _Sampler
+from microgpt.sampling import _argmax, _draw, _Sampler
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(run):
     [once, again] = mg.generate(run, n=2, temperature=0, rng=rng)
     assert once == again
     assert rng.getstate() == state
-    assert _likeliest([0.5, 2.0, -1.0, 2.0]) == 1
+    assert _argmax([0.5, 2.0, -1.0, 2.0]) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-9, 1e-289, 1e-300, 5e-324])

@@ -114,7 +114,7 @@ def test_decode_leaves_its_argument_alone():
 
 @pytest.mark.parametrize("ids", [[0, 3, 1], [3, 3, 3], [3, 3, 0]])
 def test_decode_bos_inside(ids):
-    with pytest.raises(ValueError, match=r"BOS \(id 3\) stands inside the text"):
+    with pytest.raises(ValueError, match=r"BOS \(id 3\) occurs inside the text"):
         Tokenizer("abc").decode(ids)
 
 

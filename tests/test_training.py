@@ -141,7 +141,7 @@ def test_a_matrix_of_the_state_dict_cannot_be_exchanged():
 @pytest.mark.parametrize("name", ["config", "tokenizer", "model", "adam", "rng"])
 def test_what_a_run_is_made_of_cannot_be_exchanged(name):
     run = mg.prepare(["ab"], steps=3)
-    with pytest.raises(AttributeError, match=f"the {name} of a run cannot be exchanged"):
+    with pytest.raises(AttributeError, match=f"the {name} of a run cannot be replaced"):
         setattr(run, name, getattr(run, name))
 
 

@@ -15,7 +15,7 @@ from .gradcheck import gradcheck
 __version__ = "0.2.0"
 
 # The module of each public name. They are loaded when first used: Value alone takes a third of the
-# time of everything, and the command line can report an unusable MICROGPT_BACKEND in one line.
+# time that all take, and the command line can report an unusable MICROGPT_BACKEND in one line.
 _MODULES = {
     "core": (
         "BACKEND",

@@ -11,7 +11,7 @@ def main() -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     try:
         from .cli import run_command
-    except (ImportError, ValueError) as error:  # the environment asks for what there is not
+    except (ImportError, ValueError) as error:  # the environment asks for something unusable
         print(f"microgpt: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What both cores refuse, and in which words; and how the settings of a run are checked."""
+"""The argument checks and error messages of both cores, and the checks of a run's settings."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def links(
             raise TypeError(f"a child must be a Value, not {type(child).__name__}")
     if len(children) != len(grads):
         raise ValueError(
-            f"as many local gradients as children are needed: {len(children)}, not {len(grads)}"
+            f"one local gradient per child is needed: {len(children)}, not {len(grads)}"
         )
     return children, grads
 
@@ -131,9 +131,9 @@ def row_index(i: Any, rows: int) -> int:
 def row_slice(wanted: slice, rows: int) -> tuple[int, int]:
     start, stop, step = wanted.indices(rows)
     if step != 1:
-        raise ValueError(f"a slice of a Matrix goes in steps of 1, not {step}")
+        raise ValueError(f"a slice of a Matrix must have step 1, not {step}")
     if stop <= start:
-        raise ValueError(f"rows {start}:{stop} of a Matrix with {rows} rows hold nothing")
+        raise ValueError(f"rows {start}:{stop} of a Matrix with {rows} rows are empty")
     return start, stop
 
 
@@ -200,7 +200,7 @@ def starts_need_equal_rows(rows: int, keys: int) -> None:
 
 
 def changed_since_forward(op: str) -> None:
-    raise RuntimeError(f"numbers that {op} was computed from have changed since, before backward")
+    raise RuntimeError(f"the inputs of {op} have changed between its forward and backward")
 
 
 def adam_shapes(params: list[Shape], m: list[Shape], v: list[Shape]) -> None:

@@ -281,7 +281,7 @@ cdef class Value:
 
     data: the number; it becomes a float.
     children: Values that it was computed from, any number of them.
-    local_grads: for each child, the derivative of this Value by that child.
+    local_grads: for each child, the derivative of this Value with respect to it.
 
     `data` and `grad` are floats that can be set. An op that is not built in is made with the
     constructor:
@@ -294,7 +294,7 @@ cdef class Value:
     0.7864
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
-    ValueError if there is not one local gradient for each child.
+    ValueError unless there is one local gradient per child.
     """
 
     cdef Node* node
@@ -446,7 +446,7 @@ cdef class Value:
         return to_the(self, number) if to_double(exponent, &number) else NotImplemented
 
     def exp(self):
-        """Return e ** self. Raises OverflowError above 709.78, where a float ends."""
+        """Return e ** self. Raises OverflowError above 709.78, the limit of a float."""
         cdef double x = data_of(self.node)
         cdef double result = exp(x)
         if isinf(result) and not isinf(x):
@@ -468,7 +468,7 @@ cdef class Value:
         return one_child(RELU, 0.0, self.node, 0.0)
 
     def backward(self):
-        """Add the derivative of this Value by each leaf below it to that leaf's grad.
+        """Add to the grad of each leaf below this Value the derivative with respect to it.
 
         The root's gradient is 1. Inner nodes start from 0 at every call; leaves accumulate, so
         a second call doubles them. The depth of the graph is not limited.
@@ -632,7 +632,7 @@ cdef class Matrix:
     def load(self, source):
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
-        Raises ValueError if the shape is another; then nothing has changed.
+        Raises ValueError if the shape differs; nothing is changed then.
         """
         cdef Block* block
         cdef double* data
@@ -925,10 +925,10 @@ def softmax(Matrix x not None, temperature=1.0):
 def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, starts=None):
     """Return causal multi-head attention: q (T, n), k and v (S, n) with S >= T -> (T, n).
 
-    Each of the n_head heads works on n / n_head neighbouring columns. Row t of q stands at
-    position S - T + t and sees the keys up to and with its own position.
+    Each of the n_head heads works on n / n_head adjacent columns. Row t of q is at
+    position S - T + t and sees the keys up to and including its own position.
     starts: first rows of the documents packed into q, from 0 upwards; a row sees only its own
-    document. They need S == T.
+    document. Requires S == T.
 
     softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
     Raises ValueError if shapes, n_head or starts do not fit.
@@ -942,7 +942,7 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
 def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None):
     """Return the weights that `attention` gives: q (T, n), k (S, n) -> (n_head * T, S).
 
-    Row h * T + t holds what head h at row t gives each key; what it does not see has weight 0.
+    Row h * T + t holds the weights of head h at row t; a key that it does not see has weight 0.
     """
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, k)
@@ -953,8 +953,8 @@ def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None)
 def cross_entropy(Matrix logits not None, targets):
     """Return -log(softmax(row)[target]) for each row: logits (T, n), T targets -> (T, 1).
 
-    By log-sum-exp, so that a probability too small for a float still gives its loss.
-    Raises ValueError if a target is outside 0..n-1 or there is not one for each row.
+    Computed with log-sum-exp, so that a probability too small for a float still gives its loss.
+    Raises ValueError if a target is outside 0..n-1, or unless there is one per row.
     """
     cdef IdBuffer* ids = ids_of(targets, cols_in(logits), "target")
     if ids.n != rows_in(logits):
@@ -1042,9 +1042,9 @@ def adam_update(adam, lr):
     """Take one Adam step on every Matrix of adam.params, in place, and set its gradient to 0.
 
     adam: has params, m and v, lists of Matrices of equal shapes: parameters, first and second
-    moments; step, how many steps were taken before this one, which this one counts up; and the
-    constants beta1, beta2 and eps.
-    An interrupt finds the whole step taken, or none of it.
+    moments; step, the number of steps taken before, which is incremented; and the constants
+    beta1, beta2 and eps.
+    The step is atomic: an interrupt finds all of it or none.
 
     Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or

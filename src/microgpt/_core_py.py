@@ -6,7 +6,7 @@ rows x columns, and a block op such as `linear` is written out here in scalar Va
 Karpathy's microgpt (https://gist.github.com/karpathy/8627fe009c40f57531cb18360106ce95).
 
 `_core.pyx` holds the same names in the same order. There a Matrix is one piece of memory and a
-block op one node; how that is laid out stands at the top of that file.
+block op one node; the layout is described at the top of that file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Value:
 
     data: the number; it becomes a float.
     children: Values that it was computed from, any number of them.
-    local_grads: for each child, the derivative of this Value by that child.
+    local_grads: for each child, the derivative of this Value with respect to it.
 
     `data` and `grad` are floats that can be set. An op that is not built in is made with the
     constructor:
@@ -63,7 +63,7 @@ class Value:
     0.7864
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
-    ValueError if there is not one local gradient for each child.
+    ValueError unless there is one local gradient per child.
     """
 
     __slots__ = ("_data", "_grad", "_children", "_local_grads", "_op")
@@ -155,7 +155,7 @@ class Value:
         return _node(checks.power(self._data, exponent), (self,), (local_grad,), "**")
 
     def exp(self) -> Value:
-        """Return e ** self. Raises OverflowError above 709.78, where a float ends."""
+        """Return e ** self. Raises OverflowError above 709.78, the limit of a float."""
         result = checks.exp(self._data)
         return _node(result, (self,), (result,), "exp")
 
@@ -169,7 +169,7 @@ class Value:
         return _node(self._data if positive else 0.0, (self,), (1.0 if positive else 0.0,), "relu")
 
     def backward(self) -> None:
-        """Add the derivative of this Value by each leaf below it to that leaf's grad.
+        """Add to the grad of each leaf below this Value the derivative with respect to it.
 
         The root's gradient is 1. Inner nodes start from 0 at every call; leaves accumulate, so
         a second call doubles them. The depth of the graph is not limited.
@@ -279,7 +279,7 @@ class Matrix:
     def load(self, source: Matrix | Iterable[Iterable[float]]) -> None:
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
-        Raises ValueError if the shape is another; then nothing has changed.
+        Raises ValueError if the shape differs; nothing is changed then.
         """
         lists = source.tolist() if isinstance(source, Matrix) else checks.rectangle(source)
         checks.load_shapes(self.shape, (len(lists), len(lists[0])))
@@ -302,11 +302,11 @@ class Matrix:
 
 
 class Replay:
-    """Call a function of lists of token ids; the compiled core remembers what it computed.
+    """Call a function of lists of token ids; the compiled core replays graphs that it has seen.
 
-    It computes a graph that it has seen on other ids without running the function's Python, if
-    the function depends on nothing but the ids, the numbers of its Matrices and `key`, and uses
-    the ids in block ops and `positions` alone.
+    A replay computes the graph on other ids without running the function's Python. For this the
+    function must depend on nothing but the ids, the numbers of its Matrices and `key`, and use
+    the ids in block ops and `positions` only.
 
     f: takes lists of ids, or None in place of one, and returns a Value or a Matrix.
     """
@@ -324,7 +324,7 @@ def positions(
     """Return the position of each token in its document: T tokens -> T ints.
 
     starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
-    block_size: the most tokens of a document.
+    block_size: the maximum number of tokens per document.
 
     Raises ValueError if a document is longer, or starts do not fit.
 
@@ -394,10 +394,10 @@ def attention(
 ) -> Matrix:
     """Return causal multi-head attention: q (T, n), k and v (S, n) with S >= T -> (T, n).
 
-    Each of the n_head heads works on n / n_head neighbouring columns. Row t of q stands at
-    position S - T + t and sees the keys up to and with its own position.
+    Each of the n_head heads works on n / n_head adjacent columns. Row t of q is at
+    position S - T + t and sees the keys up to and including its own position.
     starts: first rows of the documents packed into q, from 0 upwards; a row sees only its own
-    document. They need S == T.
+    document. Requires S == T.
 
     softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
     Raises ValueError if shapes, n_head or starts do not fit.
@@ -409,12 +409,12 @@ def attention(
     checks.attention_shapes(q.shape, k.shape, v.shape, n_head)
     if starts is not None:
         checks.starts_need_equal_rows(len(q), len(k))
-    first = _first_rows(len(q), starts)
+    first_key = _first_rows(len(q), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
     for t, query in enumerate(q):
-        seen = range(first[t], len(k) - len(q) + t + 1)
+        seen = range(first_key[t], len(k) - len(q) + t + 1)
         row = []
         for head in range(0, cols, head_dim):
             weights = _attend(query, k, head, head_dim, seen)
@@ -429,7 +429,7 @@ def attention_weights(
 ) -> Matrix:
     """Return the weights that `attention` gives: q (T, n), k (S, n) -> (n_head * T, S).
 
-    Row h * T + t holds what head h at row t gives each key; what it does not see has weight 0.
+    Row h * T + t holds the weights of head h at row t; a key that it does not see has weight 0.
     """
     _require(q, "q")
     _require(k, "k")
@@ -437,13 +437,13 @@ def attention_weights(
     checks.attention_shapes(q.shape, k.shape, k.shape, n_head)
     if starts is not None:
         checks.starts_need_equal_rows(len(q), len(k))
-    first = _first_rows(len(q), starts)
+    first_key = _first_rows(len(q), starts)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
     for head in range(0, cols, head_dim):
         for t, query in enumerate(q):
-            seen = range(first[t], len(k) - len(q) + t + 1)
+            seen = range(first_key[t], len(k) - len(q) + t + 1)
             row = [_leaf(0.0) for _ in range(len(k))]
             row[seen.start : seen.stop] = _attend(query, k, head, head_dim, seen)
             result.append(row)
@@ -453,8 +453,8 @@ def attention_weights(
 def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
     """Return -log(softmax(row)[target]) for each row: logits (T, n), T targets -> (T, 1).
 
-    By log-sum-exp, so that a probability too small for a float still gives its loss.
-    Raises ValueError if a target is outside 0..n-1 or there is not one for each row.
+    Computed with log-sum-exp, so that a probability too small for a float still gives its loss.
+    Raises ValueError if a target is outside 0..n-1, or unless there is one per row.
     """
     _require(logits, "logits")
     rows, cols = logits.shape
@@ -479,9 +479,9 @@ def adam_update(adam: Any, lr: float) -> None:
     """Take one Adam step on every Matrix of adam.params, in place, and set its gradient to 0.
 
     adam: has params, m and v, lists of Matrices of equal shapes: parameters, first and second
-    moments; step, how many steps were taken before this one, which this one counts up; and the
-    constants beta1, beta2 and eps.
-    An interrupt finds the whole step taken, or none of it.
+    moments; step, the number of steps taken before, which is incremented; and the constants
+    beta1, beta2 and eps.
+    The step is atomic: an interrupt finds all of it or none.
 
     Kingma and Ba 2014, arXiv:1412.6980, algorithm 1.
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
@@ -576,7 +576,7 @@ def _value(item):
 
 
 def _matrix(rows, op="", *inputs):
-    """Return a Matrix of rows of Values; inputs: whose numbers the backward of op needs."""
+    """Return a Matrix of rows of Values; inputs: blocks whose numbers backward needs."""
     matrix = object.__new__(Matrix)
     matrix._rows = [tuple(row) for row in rows]
     matrix._initialized = True
@@ -590,7 +590,7 @@ def _matrix(rows, op="", *inputs):
 class _BlockLabel(str):
     """The label of one Value of a block, which knows what the block was computed from.
 
-    So backward can tell that numbers were changed meanwhile, and no other Value bears the cost.
+    With it backward can tell if those numbers have changed, at no cost for other Values.
     """
 
     def of(self, op, inputs):
@@ -605,7 +605,7 @@ class _BlockLabel(str):
 def _topological_sort(root):
     """Return the inner nodes below root, children first: depth-first, children left to right.
 
-    Leaves are left out: they pass no gradient on. On the stack, None above a node says that all
+    Leaves are left out: they pass no gradient on. On the stack, None above a node means that all
     of its children are done.
     """
     topo, visited, stack = [], set(), [root]

@@ -120,7 +120,7 @@ def positions(tokens, starts=None, block_size=None):
     """Return the position of each token in its document: T tokens -> T ints.
 
     starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
-    block_size: the most tokens of a document.
+    block_size: the maximum number of tokens per document.
 
     Raises ValueError if a document is longer, or starts do not fit.
 
@@ -425,11 +425,11 @@ cdef enum:
 
 @cython.final
 cdef class Replay:
-    """Call a function of lists of token ids; the compiled core remembers what it computed.
+    """Call a function of lists of token ids; the compiled core replays graphs that it has seen.
 
-    It computes a graph that it has seen on other ids without running the function's Python, if
-    the function depends on nothing but the ids, the numbers of its Matrices and `key`, and uses
-    the ids in block ops and `positions` alone.
+    A replay computes the graph on other ids without running the function's Python. For this the
+    function must depend on nothing but the ids, the numbers of its Matrices and `key`, and use
+    the ids in block ops and `positions` only.
 
     f: takes lists of ids, or None in place of one, and returns a Value or a Matrix.
     """

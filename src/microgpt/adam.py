@@ -13,7 +13,7 @@ class Adam:
     params: Matrices; the moments `m` and `v` are Matrices of the same shapes, 0 at first.
     beta1, beta2: decay of the first and the second moment per step.
     eps: keeps the division finite where a gradient was always 0.
-    `step` counts the steps taken. A step is taken whole or not at all, also when it is interrupted.
+    `step` counts the steps taken. A step is atomic, even when it is interrupted.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ FORMAT = 2  # raised when an older package would misread the file
 def save(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run, without its documents, to a safetensors file.
 
-    Whoever reads path finds the whole run or what was there before, at any time.
+    At any moment path holds the whole run or what it held before.
     Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite.
     """
     tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
@@ -58,7 +58,7 @@ def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
 
 
 def _metadata(run: Run) -> dict[str, str]:
-    """Return what the header says of a run, as strings."""
+    """Return what the header says about a run, as strings."""
     state = {
         "step": run.adam.step,
         "adam": [run.adam.beta1, run.adam.beta2, run.adam.eps],
@@ -85,10 +85,10 @@ def load(
 ) -> Run:
     """Return the run that was saved as path.
 
-    docs: its documents, as they were given to it and in the same order; then it goes on where it
-    was, and its further steps give the bits of an uninterrupted run. Without them it samples,
-    scores and evaluates. A stream of format 1 has no further steps.
-    model: the class of its model; the file has only the name of it.
+    docs: its documents, as they were given to it and in the same order; it can then be continued,
+    and its further steps are bit-identical to those of an uninterrupted run. Without them it can
+    be sampled, scored and evaluated. A stream of format 1 has no further steps.
+    model: the class of its model; the file has only its name.
 
     Raises an OSError if the file cannot be read, ValueError if it is not a checkpoint, is damaged,
     is of a newer format or of another model, or docs are not what it was trained on. The message
@@ -98,7 +98,7 @@ def load(
         raise TypeError(f"model must be GPT or a subclass of it, not {model!r}")
     name = printable(os.fsdecode(path))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
             raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
         with open(path, "rb") as file:
             run = _read(Reader(file), model)
@@ -117,7 +117,7 @@ def load(
 
 def _with_documents(run: Run, docs: list[str]) -> Run:
     if checksum(docs) != run.sha256:
-        raise ValueError("the data is not what the run was trained on (another checksum)")
+        raise ValueError("the data is not what the run was trained on (the checksum differs)")
     run.tokenizer.encode("".join(sorted({char for doc in docs for char in doc})))
     rng, block_size = Random(run.config.seed), run.model.config.block_size
     training, validation = train_val_split(docs, rng, run.config, block_size)
@@ -142,10 +142,10 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
     _require(
         metadata["model"] == model_class.__name__,
         f"its model is a {shorten(metadata['model'])}, not a {model_class.__name__}: "
-        "give load the class as model",
+        "pass the class to load as model",
     )
     config = _fields(Config, metadata["config"], "the config")
-    _require(config.n_layer <= len(reader.shapes), f"it has no {config.n_layer} layers")
+    _require(config.n_layer <= len(reader.shapes), f"it has fewer than {config.n_layer} layers")
     tokenizer = Tokenizer(metadata["alphabet"])
     _require(tokenizer.chars == metadata["alphabet"], "the alphabet is not in order")
     _require(
@@ -189,7 +189,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _format(metadata: dict[str, str]) -> int:
-    _require("microgpt" in metadata, "is a safetensors file, but not one of microgpt")
+    _require("microgpt" in metadata, "is a safetensors file, but not from microgpt")
     text = metadata["microgpt"]
     _require(
         re.fullmatch("[1-9][0-9]{0,8}", text) is not None,
@@ -226,12 +226,12 @@ def _fields(config_class: type[Any], text: str, what: str) -> Any:
     settings = json_object(text, what)
     different = settings.keys() ^ {field.name for field in fields(config_class)}
     names = shorten(sorted(different))
-    _require(not different, f"{what} is not one of microgpt: it has or lacks {names}")
+    _require(not different, f"{what} has unknown or missing entries: {names}")
     return config_class(**settings)
 
 
 def _state(text: str, steps: int) -> dict[str, Any]:
-    """Return where the training is, checked, with a generator as `rng`."""
+    """Return the checked progress of the training, with a generator as `rng`."""
     state = json_object(text, "the state")
     step, adam = state.get("step"), state.get("adam")
     state["step"] = checks.integer(step, "step", 0, steps)

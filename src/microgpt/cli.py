@@ -1,4 +1,4 @@
-"""The commands: results on stdout, progress on stderr.
+"""The commands: results on stdout, a progress bar on stderr.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
 """
@@ -82,7 +82,7 @@ def _message(error: Exception) -> str:
 
 
 class _WrongInput(Exception):
-    """What the user gave cannot be used; the message says why."""
+    """The user's input cannot be used; the message says why."""
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _train(options: Namespace) -> int:
     with _user_input():
         _check_options(options, out)
         run = _prepared(options) if options.resume is None else _resumed(options)
-        generate(run, min(options.samples, 0), options.temperature)  # refuses what is no number
+        generate(run, min(options.samples, 0), options.temperature)  # checks these two early
         if options.eval_every and not run.validation:
             raise ValueError("--eval-every needs --val-fraction")
         outputs = Outputs(
@@ -126,7 +126,7 @@ def _train(options: Namespace) -> int:
 
 
 def _check_options(options: Namespace, out: str | None) -> None:
-    """Raise ValueError at options that exclude or need each other."""
+    """Raise ValueError if options exclude or need each other."""
     if options.resume is not None and options.init is not None:
         raise ValueError("--resume continues a run, --init starts one: give one of them")
     for name in ("save_every", "snapshots"):
@@ -170,11 +170,11 @@ def _resumed(options: Namespace) -> Run:
 def _check_unchanged(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
     for name, value in settings.items():
         if value != fixed[name]:
-            raise ValueError(f"{_flag(name)} {value}: {path} has {fixed[name]}")
+            raise ValueError(f"{_flag(name)} {value} differs from {path}, which has {fixed[name]}")
 
 
 def _with_documents(saved: Run, path: str, source: str | None) -> Run:
-    """Return a saved run with its documents, from source or where it had them from."""
+    """Return a saved run with its documents, from source or from their original path."""
     if source is None and not saved.dataset:
         raise ValueError(f"{path} does not say where its data is: give --data")
     if source is None:
@@ -217,13 +217,13 @@ def _baselines(run: Run, docs: Sequence[Sequence[int]]) -> tuple[float, float]:
 
 
 def _progress(run: Run, loss: float, val_loss: float | None) -> str:
-    """Return the line that says where a run is."""
+    """Return the progress line of a run."""
     line = f"step {run.adam.step:4} / {run.config.steps:4} | loss {loss:.4f}"
     return line if val_loss is None else f"{line} | val loss {val_loss:.4f}"
 
 
 def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
-    """Train to the end, with all that is to happen on the way; return the last validation loss.
+    """Train to the end; log, print and save on the way; return the last validation loss.
 
     A progress line is shown on a terminal. Ctrl-C saves the run; a second one does not wait.
     """
@@ -264,7 +264,7 @@ def _progress_bar(start: int, total: int) -> Any:
     """Return a bar that is shown on a terminal. Unusable TQDM_ variables hide it."""
     try:
         return tqdm(total=total, initial=start, unit=" steps", disable=None, dynamic_ncols=True)
-    except Exception:  # of any kind, from what a variable is taken for
+    except Exception:  # of any kind, as tqdm evaluates a variable
         return tqdm(disable=True)
 
 
@@ -293,7 +293,7 @@ def _sample(options: Namespace) -> int:
             few = generate(run, n - len(texts), rng=rng, **draw)
             tried += len(few)
             texts += [text for text in few if text not in known]
-            if len(texts) >= n or tried >= 100 * n:  # it may know nothing else
+            if len(texts) >= n or tried >= 100 * n:  # the model may know nothing else
                 break
     for text in texts:
         print(json.dumps({"text": text}) if options.json else text)

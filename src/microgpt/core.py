@@ -8,7 +8,7 @@ Raises at import: ValueError if MICROGPT_BACKEND is something else, ImportError 
 
 import os
 
-from ._core_py import *  # noqa: F403  what type checkers see, and what runs without the other
+from ._core_py import *  # noqa: F403  seen by type checkers; used without the other
 from ._core_py import __all__ as _names
 
 _asked = os.environ.get("MICROGPT_BACKEND") or "auto"
@@ -34,7 +34,7 @@ if _asked != "python":
         if "one interpreter" not in str(_error):
             raise
         raise ImportError(
-            "the compiled core serves one interpreter of a process: "
+            "the compiled core works in one interpreter per process: "
             "set MICROGPT_BACKEND=python in the others"
         ) from None
 

@@ -39,7 +39,7 @@ def load_documents(
     source: None or "names_us1990": the bundled first names of the US Census 1990.
         "makemore": the 32,033 names of karpathy/makemore, downloaded once into the user's cache
         folder, or into the folder named by the environment variable MICROGPT_CACHE.
-        Else the path of a UTF-8 text file. A file that is called makemore is "./makemore".
+        Else the path of a UTF-8 text file. A file called makemore is "./makemore".
     unit: what counts as one document.
         "line": a line; lines are stripped and blank ones dropped.
         "paragraph": what is between blank lines, stripped too.
@@ -65,10 +65,10 @@ def load_documents(
 
 
 def check_stored(source: str) -> None:
-    """Raise ValueError unless source, which a file named, can be loaded without asking further.
+    """Raise ValueError unless source, named by a checkpoint, may be loaded without asking the user.
 
-    It can if it is the bundled names, the names of makemore where they were downloaded before, or
-    a regular file of at most 256 MiB: no device, no pipe, no download.
+    That holds for the bundled names, the names of makemore if they were downloaded before, and a
+    regular file of at most 256 MiB: no device, no pipe, no download.
     """
     path = os.path.join(cache_folder(), "makemore.txt") if source == "makemore" else source
     if source == BUNDLED:
@@ -150,7 +150,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _makemore() -> bytes:
-    """Return the names of makemore from the cache folder, downloaded if no intact copy is there."""
+    """Return the names of makemore from the cache folder, downloaded if it has no intact copy."""
     path = os.path.join(cache_folder(), "makemore.txt")
     try:
         data = read(path)
@@ -164,7 +164,7 @@ def _is_makemore(data: bytes) -> bool:
 
 
 def cache_folder() -> str:
-    """Return the absolute path of our folder for files that can be had again; it may not exist."""
+    """Return the absolute path of our folder for downloaded files; it may not exist."""
     if folder := os.environ.get("MICROGPT_CACHE"):
         return os.path.abspath(folder)
     home = os.path.expanduser("~")
@@ -176,7 +176,7 @@ def cache_folder() -> str:
         base = os.path.join(home, "Library", "Caches")
     else:
         base = os.environ.get("XDG_CACHE_HOME", "")
-        if not os.path.isabs(base):  # to be ignored, says the XDG specification
+        if not os.path.isabs(base):  # ignored, as the XDG specification asks
             base = os.path.join(home, ".cache")
     return os.path.join(base, "microgpt")
 
@@ -184,7 +184,7 @@ def cache_folder() -> str:
 def _download(path: str) -> bytes:
     """Save the names of makemore as path and return them.
 
-    Raises DownloadError, which says what to save where by hand; then path is as it was.
+    Raises DownloadError, which says what to save where by hand; path is unchanged then.
     """
     # Loading these takes about 50 ms, and most runs never download.
     from http.client import HTTPException
@@ -197,7 +197,7 @@ def _download(path: str) -> bytes:
                 raise OSError(f"redirected to {response.url}")
             data: bytes = response.read(_DOWNLOAD_LIMIT)
         if not _is_makemore(data):
-            raise OSError("what came has another sha256 than the file")
+            raise OSError("the download does not have the expected sha256")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_whole(path, [data])
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed proxy setting

@@ -36,24 +36,24 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
 def _groups(
     docs: Sequence[Sequence[int]], block_size: int
 ) -> Iterator[Sequence[Sequence[int]]]:
-    """Yield as many documents at a time as surely fit into _ROWS rows."""
+    """Yield as many documents at a time as are sure to fit into _ROWS rows."""
     n = max(1, _ROWS // min(block_size, max(map(len, docs), default=1)))
     for i in range(0, len(docs), n):
         yield docs[i : i + n]
 
 
 def uniform_loss(model: GPT) -> float:
-    """Return the loss of guessing: every token of the vocabulary as likely as any other."""
+    """Return the loss of a uniform guess: every token of the vocabulary equally likely."""
     return math.log(model.config.vocab_size)
 
 
 def bigram_loss(
     model: GPT, training: Sequence[Sequence[int]], docs: Sequence[Sequence[int]]
 ) -> float:
-    """Return the mean loss of a bigram table on the positions that mean_loss(model, docs) takes.
+    """Return the mean loss of a bigram table on the positions that mean_loss(model, docs) uses.
 
-    The table counts each pair of neighbours in the training documents, and one of each pair more,
-    so that none is impossible. It is what a model without context learns.
+    The table counts the pairs of adjacent tokens in the training documents, each once more than it
+    occurs, so that none is impossible. A model without context learns as much.
     """
     vocab_size = model.config.vocab_size
     counts: dict[tuple[int, int], int] = {}
@@ -72,9 +72,9 @@ def bigram_loss(
 
 @dataclass(frozen=True)
 class Score:
-    """What a model thinks of one position: the target, its loss, and the likeliest tokens.
+    """The prediction of one position: the target, its loss, and the most likely tokens.
 
-    likely: pairs of token id and probability, the likeliest first.
+    likely: pairs of token id and probability, the most likely first.
     """
 
     target: int
@@ -85,7 +85,7 @@ class Score:
 def score(model: GPT, doc: Sequence[int], top: int = 3) -> list[Score]:
     """Return the Score of each position of doc, token ids as in GPT.loss.
 
-    top: how many of the likeliest tokens to tell.
+    top: how many of the most likely tokens to return.
     Raises ValueError if doc has fewer than two tokens or does not fit into block_size,
     FloatingPointError if the model's logits are not finite.
     """

@@ -1,4 +1,4 @@
-"""Files: how they are named in messages, read, and written whole or not at all."""
+"""Files: their names in messages, reading, and atomic writing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(path: str) -> bytes:
 
 
 def try_writing(path: str) -> None:
-    """Raise the OSError that writing path would raise, as far as can be told before. Nothing stays.
+    """Raise the OSError that writing path would raise, as far as is known before; leave no file.
 
     Raises IsADirectoryError for a folder, FileNotFoundError for a name that no file can have.
     """
@@ -59,11 +59,11 @@ def try_writing(path: str) -> None:
         target = os.path.realpath(path)
         mode = os.lstat(target).st_mode if os.path.lexists(target) else None
         if not path or (mode is not None and stat.S_ISDIR(mode)):
-            raise IsADirectoryError("is a folder, not a file" if path else "is no file name")
+            raise IsADirectoryError("is a folder, not a file" if path else "is not a file name")
         if mode is not None and stat.S_ISFIFO(mode):
             raise OSError("is a pipe, not a file")
         if mode is not None and not os.access(target, os.W_OK):
-            raise PermissionError("is not to be written")
+            raise PermissionError("is not writable")
         if mode is not None and not stat.S_ISREG(mode):
             return
         if not os.path.isdir(os.path.dirname(target)):
@@ -81,14 +81,14 @@ def try_writing(path: str) -> None:
 
 
 def _part(target: str) -> str:
-    """Return a name of its own in the folder of target, for what is not whole yet."""
+    """Return an unused name in the folder of target, for a file that is not complete yet."""
     return os.path.join(os.path.dirname(target), f"microgpt-{secrets.token_hex(8)}.part")
 
 
 def write_whole(path: str, chunks: Iterable[bytes]) -> None:
     """Write a file so that it is complete at every moment, even after a crash.
 
-    It is written under a name of its own in the same folder and then renamed.
+    It is written under a temporary name in the same folder and then renamed.
     """
     target = os.path.realpath(path)  # a symbolic link stays one
     if os.path.exists(target) and not os.path.isfile(target):
@@ -104,11 +104,11 @@ def write_whole(path: str, chunks: Iterable[bytes]) -> None:
         if os.path.exists(target):
             shutil.copymode(target, part)
         os.replace(part, target)
-    except BaseException:  # an interrupt too must not leave it
+    except BaseException:  # an interrupt must not leave it behind either
         with suppress(OSError):
             os.unlink(part)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name too is to survive a power failure
+    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power failure too
         handle = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

@@ -14,22 +14,22 @@ def gradcheck(
     atol: float = 1e-5,
     rtol: float = 1e-3,
 ) -> bool:
-    """Return True if backward gives the derivative of f by every number in inputs.
+    """Return True if backward gives the derivative of f with respect to every number in inputs.
 
     f: takes the inputs and returns one Value.
-    inputs: the arguments of f: Values, Matrices, and lists of these, nested as you like.
+    inputs: the arguments of f: Values, Matrices, and lists of these, nested to any depth.
 
-    The derivative by x is measured as (f(x + eps) - f(x - eps)) / (2 * eps); backward may differ
+    The derivative is measured as (f(x + eps) - f(x - eps)) / (2 * eps); backward may differ
     from it by atol + rtol * abs(measured). Choose inputs away from kinks, such as relu at 0.
-    f runs twice for each number, so keep the inputs small. Their data and gradients are the same
-    afterwards as before.
+    f runs twice for each number, so keep the inputs small. Their data and gradients are restored
+    afterwards.
 
     >>> from microgpt import Value
     >>> gradcheck(lambda a, b: a * b + a.exp(), [Value(2), Value(3)])
     True
 
-    Raises AssertionError with the worst entry if one is further off, TypeError if inputs or
-    result are of another type, ValueError if there are no inputs.
+    Raises AssertionError with the worst entry if one is off by more, TypeError if inputs or
+    result have another type, ValueError if there are no inputs.
     """
     inputs = list(inputs)
     entries = [entry for i, x in enumerate(inputs) for entry in _entries(x, f"inputs[{i}]")]

@@ -2,12 +2,12 @@
 
 It follows GPT-2 (Radford et al. 2019) as Karpathy's microgpt does: RMSNorm instead of LayerNorm,
 no biases, ReLU instead of GELU. The names are those of the script, and with the same generator
-the parameters are its parameters. Two things differ, neither by more than rounding:
+so are the parameters. Two things differ, neither by more than rounding:
 
 - A document goes through the model as one block with a row for each position, not token by
   token. The causal attention of a row sees the same keys either way.
-- The loss is taken by log-sum-exp from the logits, not as -log(softmax), so that a very unlikely
-  target costs much instead of failing at log(0).
+- The loss is computed from the logits by log-sum-exp, not as -log(softmax), so that a very
+  unlikely target costs much instead of failing at log(0).
 """
 
 from __future__ import annotations
@@ -111,17 +111,17 @@ class GPT:
     rng: a random.Random; the same state gives the same parameters.
 
     `state_dict` maps the names of the script to Matrices of shape (nout, nin). They are loaded,
-    never exchanged.
+    never replaced.
     `replayable`: a subclass sets it to True to say that its `mean_loss` and its `forward` depend
-    on nothing but tokens, parameters and cache, as `Replay` asks for. Its Python is then run once,
-    not at every step, as it is for this class.
+    on nothing but tokens, parameters and cache, as `Replay` requires. Its Python then runs once,
+    as for GPT itself, not at every step.
     """
 
     __slots__ = ("_config", "_state_dict")  # a method is overridden in a subclass, not replaced
     replayable = True
 
     def __init_subclass__(cls) -> None:
-        cls.replayable = vars(cls).get("replayable", False)  # it has to say so itself
+        cls.replayable = vars(cls).get("replayable", False)  # not inherited
 
     def __init__(self, config: Config, rng: Random) -> None:
         self._config = config
@@ -160,8 +160,8 @@ class GPT:
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
         """Set all parameters from name -> Matrix or lists of lists.
 
-        Raises ValueError if a name is missing or unknown or a shape is another; then nothing has
-        changed.
+        Raises ValueError if a name is missing or unknown or a shape differs; nothing is changed
+        then.
         """
         own = self.state_dict
         if set(state_dict) != set(own):
@@ -254,7 +254,7 @@ class GPT:
         """Return the mean cross-entropy over all positions of docs, lists of token ids.
 
         Each document has a BOS on both sides, as Tokenizer.encode gives it; position t predicts
-        token t + 1. Of a document with more than block_size + 1 tokens the rest is not used.
+        token t + 1. What is beyond block_size + 1 tokens of a document is not used.
         Raises ValueError if there is no document or one has fewer than two tokens.
         """
         return self.mean_loss(*self.pack(docs))
@@ -276,5 +276,5 @@ class GPT:
     def mean_loss(
         self, tokens: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
     ) -> Value:
-        """Return the mean cross-entropy of targets after tokens; starts as in forward."""
+        """Return the mean cross-entropy of predicting targets from tokens; starts as in forward."""
         return mean(cross_entropy(self.forward(tokens, starts=starts), targets))

@@ -1,4 +1,4 @@
-"""The options of the command line: what each command can be asked, and the help."""
+"""The options of the command line, and their help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def positive(text: str) -> int:
 # TrainConfig or Config, and is absent from the parsed options unless it was given.
 RUN = {
     "--unit": (str, TrainConfig, None, "what counts as one document: a line, a paragraph, or a "
-               "stream, of which each step takes windows of --block-size characters"),
+               "stream, from which each step takes windows of --block-size characters"),
     "--val-fraction": (float, TrainConfig, "X", "fraction of the documents held out for "
                        "validation, after duplicates are removed; of a stream, its end"),
     "--n-layer": (int, Config, "N", "layers"),
@@ -49,7 +49,7 @@ TRAIN = {
     "--out": (str, None, "MODEL", "save the run as this safetensors file, at the end and when it "
               "is interrupted"),
     "--save-every": (positive, None, "N", "save every N steps too"),
-    "--snapshots": (bool, False, None, "of each save keep a copy with its step in the name"),
+    "--snapshots": (bool, False, None, "keep a copy of each save, with its step in the name"),
     "--resume": (str, None, "MODEL", "continue this run; it is saved there again unless --out is "
                  "given, and what belongs to the run cannot change"),
     "--log": (str, None, "FILE", "write one JSON line per step: step, loss, lr, tokens, seconds, "
@@ -71,8 +71,8 @@ TRAIN_GROUPS = {
 SAMPLE = {
     "-n": (int, 20, "N", "how many"),
     "--prompt": (str, "", "TEXT", "what each begins with"),
-    "--length": (int, None, "N", "most characters of each; beyond the block size the model sees "
-                 "the last ones only (default: the block size)"),
+    "--length": (int, None, "N", "maximum number of characters of each; beyond the block size the "
+                 "model sees only the last ones (default: the block size)"),
     "--new": (bool, False, None, "skip samples that occur in the training data"),
     "--data": (str, None, "FILE", "the training data, for --new (default: the file that the "
                "training read)"),
@@ -81,8 +81,8 @@ SAMPLE = {
     "--top-k": (int, None, "N", "from the N most likely tokens only"),
     "--top-p": (float, None, "X", "nucleus sampling: from the smallest set of most likely tokens "
                 "whose probabilities sum to at least X; after --top-k"),
-    "--seed": (int, None, "N", "seed of the random number generator (default: the run's own "
-               "generator goes on)"),
+    "--seed": (int, None, "N", "seed of the random number generator (default: continue the "
+               "run's own generator)"),
 }  # fmt: skip
 EVAL = {
     "--data": (str, None, "FILE", "the documents, of the same unit as in the training (default: "

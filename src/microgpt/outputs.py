@@ -1,4 +1,4 @@
-"""What a training writes, the model, its snapshots and a log, and what that must not overwrite."""
+"""The files that a training writes (model, snapshots, log), and what they must not overwrite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG_START = b'{"step": '
 
 
 class Outputs:
-    """The files of one training: they are tried when this is made, and written as it goes on.
+    """The files of one training: checked at the start, written as it proceeds.
 
     out: the path of the model, or None; log: that of the log, or None.
     snapshots: keep a copy of each save, with the step in its name.
@@ -65,7 +65,7 @@ class Outputs:
     def _try_model(self, path: str) -> None:
         try_writing(path)
         if os.path.isfile(path) and os.path.getsize(path) and not is_checkpoint(path):
-            raise ValueError(f"{printable(path)}: is not a model, and is not overwritten")
+            raise ValueError(f"{printable(path)}: is not a model, so it is not overwritten")
 
     def _snapshot(self, step: int) -> str:
         stem, end = os.path.splitext(self._out or "")
@@ -78,13 +78,13 @@ class Outputs:
         return re.fullmatch(pattern, os.path.realpath(path)) is not None
 
     def record(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Write the line of a step to the log. Where that fails the run is saved first."""
+        """Write the line of a step to the log. If that fails, the run is saved first."""
         if self._log is not None:
             line = {**metrics, "seconds": round(metrics["seconds"], 6)}
             self._write(run, json.dumps(line, allow_nan=False) + "\n")
 
     def _write(self, run: Run, text: str) -> None:
-        """Write text to the log; none: all that was written until now."""
+        """Write text to the log; if it is empty, flush what was written before."""
         if self._log is None:
             return
         try:
@@ -100,7 +100,7 @@ class Outputs:
             raise type(error)(message) from None
 
     def save(self, run: Run) -> None:
-        """Save the run; where that fails, save it elsewhere and say so in the OSError raised."""
+        """Save the run; if that fails, save it elsewhere and say so in the OSError raised."""
         self._write(run, "")  # so that the log is never behind the file
         if self._out is None:
             return
@@ -120,7 +120,7 @@ class Outputs:
             raise type(error)(f"{printable(self._log_name)}: {reason(error)}") from None
 
     def _abandon_log(self) -> None:
-        """Close a log that cannot be written, without what it could not take."""
+        """Close a log that cannot be written, and drop what it did not take."""
         log, self._log = self._log, None
         with suppress(OSError):
             if log is not None:
@@ -150,7 +150,7 @@ def _rescued(run: Run, out: str) -> str:
 
 
 def _opened_log(path: str, step: int | None) -> TextIO:
-    """Open a log; of that of a resumed run keep the lines up to its step."""
+    """Open a log; keep the lines of a resumed run up to its step."""
     if not os.path.exists(path):
         return _locked(open(path, "a", encoding="utf-8"), path)
     if not stat.S_ISREG(os.stat(path).st_mode):  # a terminal, a pipe, /dev/null
@@ -167,25 +167,25 @@ def _opened_log(path: str, step: int | None) -> TextIO:
 
 
 def _locked(log: TextIO, path: str) -> TextIO:
-    """Return log, which no other training writes until it is closed."""
+    """Return log, locked against other trainings until it is closed."""
     if fcntl is not None:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.close()
-            raise ValueError(f"{printable(path)}: another training writes this log") from None
+            raise ValueError(f"{printable(path)}: another training writes to this log") from None
         except OSError:  # a file system without locks
             pass
     return log
 
 
 def _length_up_to(path: str, step: int | None) -> int:
-    """Return how many bytes of a log are its whole lines up to a step; None: of another run."""
+    """Return how many bytes of a log are complete lines up to a step; None: a new run, none."""
     kept = 0
     with open(path, "rb") as file:
         first = file.readline(100)
         if first[: len(_LOG_START)] != _LOG_START[: len(first)]:
-            raise ValueError(f"{printable(path)}: is not a log, and is not overwritten")
+            raise ValueError(f"{printable(path)}: is not a log, so it is not overwritten")
         file.seek(0)
         for line in file if step is not None else ():
             if not line.endswith(b"\n"):
@@ -195,7 +195,7 @@ def _length_up_to(path: str, step: int | None) -> int:
             except (ValueError, TypeError, KeyError, RecursionError):
                 number = None
             if type(number) is not int:
-                raise ValueError(f"{printable(path)}: a line is not that of a log")
+                raise ValueError(f"{printable(path)}: has a line that is not a log line")
             if step is not None and number > step:
                 break  # to be taken again
             kept += len(line)

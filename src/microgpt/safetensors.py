@@ -1,8 +1,8 @@
 """The safetensors file format: named blocks of numbers with text metadata.
 
 https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header,
-and the numbers, here float64. Nothing in a file is run, and nothing in it is believed before it is
-checked against the size of the file.
+and the numbers, here float64. Nothing in a file is executed, and nothing in it is trusted before it
+is checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Reader:
         if size < 8 or length > size - 8:
             raise ValueError("is not a safetensors file, or it is cut off")
         if length > _HEADER_LIMIT:
-            raise ValueError(f"its header has {length} bytes, {_HEADER_LIMIT} are allowed")
+            raise ValueError(f"its header has {length} bytes, more than {_HEADER_LIMIT}")
         header = json_object(file.read(length), "the header")
         self._start = 8 + length
         self.metadata = _metadata(header.pop("__metadata__", {}))
@@ -60,7 +60,7 @@ def write(
     metadata: Mapping[str, str],
     tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
 ) -> None:
-    """Write a file, whole or not at all.
+    """Write a file atomically.
 
     tensors: name -> shape and the bytes of its float64 numbers, row by row.
     Raises FloatingPointError if a number is not finite.
@@ -80,7 +80,7 @@ def write(
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return a JSON object without duplicate keys, NaN and infinities."""
+    """Return a JSON object without duplicate keys, NaN or infinities."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
@@ -93,7 +93,7 @@ def json_object(text: str | bytes, what: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, too
         raise ValueError(f"{what} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")

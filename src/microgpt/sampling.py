@@ -12,7 +12,7 @@ from .core import Matrix, Replay, no_grad, softmax
 from .model import GPT, Cache
 from .training import Run
 
-LEAST_TEMPERATURE = 1e-290  # below it the likeliest token is taken, as at 0
+LEAST_TEMPERATURE = 1e-290  # below it sampling is greedy, as at 0
 
 
 def generate(
@@ -27,19 +27,20 @@ def generate(
 ) -> list[str]:
     """Return n new documents of the model of a run, or of a saved one.
 
-    temperature: above 0; lower keeps to the likely tokens, 1 draws as the model predicts.
-        0 takes the most likely token every time.
+    temperature: 1 samples from the model's distribution; lower favours the likely tokens.
+        0 is greedy: always the most likely token.
     rng: the generator to draw from; None: the run's own, so that the samples of a fresh run are
         those that the script prints.
-    top_k: draw from so many of the likeliest tokens only.
-    top_p: draw from the likeliest tokens only, as many as together have this probability.
+    top_k: draw from this many of the most likely tokens only.
+    top_p: nucleus sampling: draw from the smallest set of most likely tokens whose probabilities
+        sum to at least this; after top_k.
     prompt: what the documents begin with.
-    length: the most characters of a document; None: block_size. Beyond block_size the model sees
-        the last characters only.
+    length: the maximum number of characters; None: block_size. Beyond block_size the model sees
+        only the last characters.
 
     Raises ValueError if n or temperature is negative, top_k, top_p or length is out of range, the
-    prompt does not fit or has a character that is not in the alphabet; FloatingPointError if the
-    parameters are such that a logit is not finite.
+    prompt does not fit or has a character that is not in the alphabet; FloatingPointError if a
+    logit is not finite.
     """
     n, length = checks.integer(n, "n", 0), _length(run.model, length)
     if length <= len(prompt):
@@ -74,7 +75,7 @@ def _length(model: GPT, length: int | None) -> int:
 
 
 class _Sampler:
-    """A model that is given tokens and draws what follows them."""
+    """Draw documents from a model, token by token."""
 
     def __init__(
         self, model: GPT, temperature: float, top_k: int | None, top_p: float | None
@@ -95,7 +96,7 @@ class _Sampler:
         pending = [bos, *tokens]  # what the model has not seen yet
         cache.length = 0
         while len(tokens) < length:
-            if cache.length + len(pending) > cache.block_size:  # go on with the latest half
+            if cache.length + len(pending) > cache.block_size:  # continue with the latest half
                 cache.length = 0
                 pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
             token = self._next_token(pending, rng)
@@ -107,10 +108,10 @@ class _Sampler:
 
     def _next_token(self, pending: list[int], rng: Random) -> int:
         row = self._next_row(pending)
-        return _likeliest(row) if self._greedy else _draw(row, rng, *self._limits)
+        return _argmax(row) if self._greedy else _draw(row, rng, *self._limits)
 
     def _next_row(self, pending: list[int]) -> list[float]:
-        """Give the model tokens; return the probability of each token to follow, or its logit."""
+        """Feed tokens to the model; return the probability of each next token, or its logit."""
         position = self._cache.length
         if len(pending) == 1 and self._replay is not None:
             rows = self._replay(pending, key=position)
@@ -125,7 +126,7 @@ class _Sampler:
             return logits if self._greedy else softmax(logits, self._temperature)
 
 
-def _likeliest(logits: list[float]) -> int:
+def _argmax(logits: list[float]) -> int:
     """Return the token with the largest logit, the first of them if there are several."""
     if not math.isfinite(sum(logits)):
         raise FloatingPointError("the model's logits are not finite")

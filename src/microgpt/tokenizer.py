@@ -1,4 +1,4 @@
-"""Text to token ids and back, one token a character."""
+"""Text to token ids and back, one token per character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Tokenizer:
     """Number the characters of an alphabet, and mark where documents begin and end.
 
     chars: distinct characters in any order; kept sorted, so that character i has the id i.
-    One more id, `bos`, stands on both sides of every document; `vocab_size` counts it too.
+    One more id, `bos`, is put on both sides of every document; `vocab_size` counts it too.
     Raises ValueError if chars is empty, holds a character twice, or half of a surrogate pair, which
     no file can hold.
 
@@ -33,8 +33,8 @@ class Tokenizer:
         for char in self.chars:
             if "\ud800" <= char <= "\udfff":
                 raise ValueError(f"{char!r} is half of a surrogate pair, not a character")
-        for char, following in pairwise(self.chars):
-            if char == following:
+        for char, next_char in pairwise(self.chars):
+            if char == next_char:
                 raise ValueError(f"character {char!r} is in the alphabet more than once")
         self.bos = len(self.chars)
         self.vocab_size = self.bos + 1
@@ -60,7 +60,7 @@ class Tokenizer:
         raise ValueError(f"character {char!r} is not in the alphabet {_shorten(self.chars)}")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, without the BOS before and behind it, where there is one.
+        """Return the text of ids, without a BOS at either end.
 
         Raises ValueError at a BOS inside the text and at an id out of range.
 
@@ -74,7 +74,7 @@ class Tokenizer:
             del ids[-1]
         for i in ids:
             if i == self.bos:
-                raise ValueError(f"BOS (id {i}) stands inside the text")
+                raise ValueError(f"BOS (id {i}) occurs inside the text")
             if not 0 <= i < self.bos:
                 raise ValueError(f"id {i} is not in 0..{self.bos}")
         return "".join([self.chars[i] for i in ids])

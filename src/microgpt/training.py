@@ -29,18 +29,18 @@ MAX_POSITIONS = 10**6  # in a step: a typo must not exhaust memory
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What belongs to a training and cannot change while it lasts.
+    """The settings of a training, which cannot change while it lasts.
 
     steps: training steps; the learning rate decays over them.
     lr: initial learning rate, decayed linearly to 0.
     batch_size: documents per step.
     seed: seed of the random number generator.
-    unit: what counts as one document, as in load_documents. Of a "stream", each step takes
+    unit: what counts as one document, as in load_documents. From a "stream" each step takes
         batch_size windows of block_size characters.
     val_fraction: fraction of the documents held out for validation, without duplicates; of a
         stream, the end of the text.
 
-    Raises TypeError if a number is of another type, ValueError if it is out of range.
+    Raises TypeError if a setting has the wrong type, ValueError if it is out of range.
     """
 
     steps: int = 1000
@@ -68,20 +68,20 @@ class TrainConfig:
 
 @dataclass
 class Run:
-    """A training: what it learns from, what it learns, and how far it is.
+    """A training: its data, its model and its progress.
 
     One generator, `rng`, has shuffled the documents and drawn the parameters and will draw the
     samples, in this order, so that a run gives the numbers of the script.
 
-    documents: to train on, in their order; none in a run that was loaded without them. A stream
+    documents: those to train on, in order; none in a run that was loaded without them. A stream
         is one document.
     validation: documents held out for validation.
     dataset: the source for load_documents, if it is known; a saved run is resumed from it.
     sha256: checksum of the documents as they were given.
-    losses: of each step taken, before its update.
+    losses: the loss of each step, before its update.
     tokens, seconds: how many positions the run has learned from, and how long that took.
 
-    What a run is made of is not exchanged: setting another model, say, raises AttributeError.
+    The parts of a run cannot be replaced: setting another model, say, raises AttributeError.
     """
 
     config: TrainConfig
@@ -108,7 +108,7 @@ class Run:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # without graphs and lock
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # no graphs, no lock
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -116,20 +116,20 @@ class Run:
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
-            raise AttributeError(f"the {name} of a run cannot be exchanged: prepare another run")
+            raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
         object.__setattr__(self, name, value)
 
     @property
     def num_cut(self) -> int:
-        """How many documents are longer than block_size can hold, with the BOS that ends them."""
+        """The number of documents that, with the BOS that ends them, do not fit into block_size."""
         if self.config.unit == "stream":
             return 0
         return sum(len(doc) + 1 > self.model.config.block_size for doc in self.documents)
 
     def batch(self, step: int) -> list[list[int]]:
-        """Return the token ids of the documents of a step, counted from 0, as far as they are used.
+        """Return the token ids of the documents of a step, counted from 0, cut to what is used.
 
-        Of a stream they are windows, drawn by a generator that starts from the seed and the step.
+        Those of a stream are windows, drawn by a generator seeded with seed and step.
         Raises ValueError if the run has no documents.
         """
         if not self.documents:
@@ -178,11 +178,11 @@ def prepare(
     """Return a run that has not taken a step: documents shuffled, parameters drawn.
 
     docs: the documents; an empty one is an error.
-    init: a run whose parameters to start from; it brings its alphabet and its sizes.
+    init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
     steps to val_fraction: as in TrainConfig; the sizes: as in Config.
 
-    Raises TypeError if docs is a string or a document is none; ValueError if there are no
+    Raises TypeError if docs is a string or a document is not; ValueError if there are no
     documents, one is empty, nothing is left to train on, or a character is not in the alphabet
     of init; and what Config and TrainConfig raise.
     """
@@ -236,7 +236,7 @@ def train_val_split(
         [text] = docs
         n = _n_validation(len(text), config.val_fraction)
         return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
-    # a document on both sides would be known by heart, not predicted
+    # a document in both parts would be memorised, not predicted
     documents = list(dict.fromkeys(docs) if config.val_fraction else docs)
     rng.shuffle(documents)
     n = _n_validation(len(documents), config.val_fraction)
@@ -277,17 +277,17 @@ def _without_collector(step: Callable[[Run], float]) -> Callable[[Run], float]:
 
 
 _collector = threading.Lock()
-_was_enabled: list[bool] = []  # an entry for each thread in a step: the first one saw it untouched
+_was_enabled: list[bool] = []  # one per thread in a step; the first one saw the original state
 
 
 @_without_collector
 def train_step(run: Run) -> float:
     """Learn from the next documents and return their loss, taken before the parameters changed.
 
-    A step is taken whole or not at all, also when Ctrl-C interrupts it.
+    A step is atomic, even when Ctrl-C interrupts it.
     Raises ValueError if the run has taken all its steps or has no documents, RuntimeError under
     no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
-    finite; the parameters are then as before.
+    finite; the parameters are then unchanged.
     """
     if run._step_lock.locked():
         raise RuntimeError("another thread is taking a step of this run")
@@ -311,7 +311,7 @@ def _take_step(run: Run) -> float:
                 f"a smaller lr than {config.lr} may help"
             )
         run.losses.append(loss.data)
-        run.adam.minimize(loss, linear_decay(config.lr, step, config.steps))  # here it is taken
+        run.adam.minimize(loss, linear_decay(config.lr, step, config.steps))  # takes the step
     except BaseException:
         if run.adam.step == step:
             run.adam.zero_grad()
@@ -377,7 +377,7 @@ def train(
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """Give a function that raises a Ctrl-C that came meanwhile; a second one is raised at once."""
+    """Yield a function that raises a Ctrl-C received meanwhile; a second is raised at once."""
     received: list[tuple[Any, ...]] = []
     before: Any = signal.getsignal(signal.SIGINT)
 
@@ -395,13 +395,13 @@ def _interrupts_deferred() -> Iterator[Callable[[], None]]:
     if waiting:
         try:
             signal.signal(signal.SIGINT, receive)
-        except ValueError:  # not the main interpreter, which alone is interrupted
+        except ValueError:  # only the main interpreter handles signals
             waiting = False
     try:
         yield raise_pending
     finally:
-        # A handler that could not be taken away, because the generator ended in another thread
-        # or somebody set one on top of it, lets everything through.
+        # A handler that could not be removed, because the generator ended in another thread
+        # or another handler was set over it, passes everything on.
         installed, waiting = waiting, False
         if installed and threading.current_thread() is threading.main_thread():
             if signal.getsignal(signal.SIGINT) is receive:
