@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The autograd core, compiled: the same names in the same order as `_core_py.py`, its definition.
 
-How a graph lies in memory
---------------------------
-A node is one cache line. It is a number with up to two children, or it stands for a block:
+How a graph is laid out in memory
+---------------------------------
+A node is one cache line. It is a number with up to two children, or it represents a block:
 
     L = a * b + a          handles (Python)     nodes (slabs, in order of creation)
 
@@ -12,17 +12,17 @@ A node is one cache line. It is a number with up to two children, or it stands f
                                                 MUL   data grad  left=a right=b  dL/da dL/db
                                L  ----------->  ADD   data grad  left=* right=a  1.0   1.0
 
-- Nodes are numbers_in_use in order from 64 KiB chunks, aligned to their size so that a node finds its
-  chunk; a step therefore writes memory in order. 16 chunks are one arena, the piece that is
-  asked from and returned to the system.
+- Nodes are allocated in order from 64 KiB chunks, aligned to their size so that a node finds its
+  chunk; a step therefore writes memory in order. 16 chunks are one arena, the unit that is
+  requested from and returned to the system.
 - A `Value` is a handle: a Python object that holds nothing but a node. A node counts its handle
-  and its parents, and at zero it is released with a list, not with recursion. A node remembers
+  and its parents, and at zero it is released iteratively, not by recursion. A node remembers
   its handle, so `v._children[0] is a` while a is alive.
 - A `Matrix` is a handle too. Its node has kind BLOCK and points to a `Block`: shape, numbers,
   gradients, op, inputs, and what backward needs (saved numbers, ids).
 - `m[i][j]` is a node of kind ELEMENT that reads and writes the number inside its block.
-- `m[a:b]` is a block whose numbers and gradients lie in the block it was cut from.
-- Buffers and Blocks that are done with wait in lists for the next one of their size.
+- `m[a:b]` is a block whose numbers and gradients are part of the block that it is a slice of.
+- Buffers and Blocks that are no longer used go to free lists.
 
 Everything that creates, counts or frees nodes runs under the GIL. The forward and backward of a
 block are functions of the node alone (inputs, output, saved, ids).
@@ -56,7 +56,7 @@ cdef extern from "_kernels.h" nogil:
     const char* kernels_choose(const char*)
     const char* kernels_level(int)
     Index attention_workspace_size(const Index*, Index, Index, Index, Index)
-    # The rest goes through the table of the level that was chosen.
+    # The others are called through the table of the chosen level.
     void embedding_forward "kernels->embedding_forward"(
         double*, const double*, const Index*, Index, Index)
     void embedding_backward "kernels->embedding_backward"(
@@ -109,14 +109,14 @@ cdef extern from *:
     static MICROGPT_THREAD_LOCAL void *tape = NULL;
     """
     int no_grad_depth
-    void* tape  # the _Graph that is being recorded, not counted; NULL: none
+    void* tape  # the _Graph being recorded, not counted; NULL: none
 
 
-include "_memory.pxi"  # nodes, blocks and buffers: who owns what, and where it waits for reuse
+include "_memory.pxi"  # nodes, blocks and buffers: ownership and reuse
 include "_graph.pxi"  # children, release, the forward and backward of a block, sort, sweep
 
 
-cdef Node* node_for_next_handle = NULL  # the node that the next new handle takes; NULL: a leaf of its own
+cdef Node* node_for_next_handle = NULL  # NULL: a new leaf
 
 
 cdef inline void attach(PyObject* handle, Node* node) noexcept:
@@ -222,7 +222,7 @@ cdef Value times(Value a, Value b):
 
 cdef inline Value with_number(Kind kind, double data, Node* left, double number,
                               double left_grad, double right_grad):
-    """Return the node of an op with a constant, which fails when there is room for one only."""
+    """Return an op with a constant; nothing is linked if memory runs out at the second node."""
     cdef Value value = value_of(new_node(LEAF, data))
     cdef Node* node = value.node
     cdef Node* constant
@@ -304,7 +304,7 @@ cdef class Value:
 
     def __cinit__(self, *args, **kwargs):
         self.initialized = node_for_next_handle is not NULL
-        self.node = node_for_next_handle if node_for_next_handle is not NULL else new_node(LEAF, 0.0)
+        self.node = node_for_next_handle if self.initialized else new_node(LEAF, 0.0)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, data, children=(), local_grads=()):
@@ -312,12 +312,12 @@ cdef class Value:
         if children is not () or local_grads is not ():
             children, local_grads = checks.links(children, local_grads, Value)
             for child in children:
-                child = <Value?>child  # links asks isinstance, which believes a __class__
-        # asked only now, because what came before can run Python code; with parents it was used
+                child = <Value?>child  # links uses isinstance, which trusts __class__
+        # checked only now, because the above can run Python code; a node with parents is in use
         if self.initialized or self.node.refs > 1:
             raise TypeError("a Value is made once: make another one, or set its data")
         if children and not no_grad_depth:
-            adopt_children(self.node, children, local_grads)  # before all else, for it can fail
+            adopt_children(self.node, children, local_grads)  # first, because it can fail
         self.node.data = number
         self.initialized = True
 
@@ -740,7 +740,7 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
 
 
 cdef Value element_of(Node* node, Py_ssize_t i):
-    """Return entry i of a block, counted row by row; the same node as long as one lives."""
+    """Return entry i of a block, counted row by row; the same node while one is alive."""
     cdef Block* block = block_of(node)
     cdef Node* element
     numbers_are_read()
@@ -762,7 +762,7 @@ cdef Value element_of(Node* node, Py_ssize_t i):
 
 
 cdef Matrix record(Node* node):
-    """Compute a new block from its inputs and tie it to them; under no_grad make it a leaf."""
+    """Compute a new block from its inputs and link it to them; under no_grad make it a leaf."""
     cdef Block* block = block_of(node)
     cdef int i
     block_forward(node)
@@ -793,7 +793,7 @@ cdef int note(Node* node) except -1:
 
 cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, IdBuffer* ids, Matrix a,
                     Matrix b=None, Matrix c=None, Py_ssize_t n_head=0) except NULL:
-    """Return a new block that owns ids, with its inputs named but not yet counted."""
+    """Return a new block that owns ids, with its inputs set but not yet counted."""
     cdef Node* node
     cdef Block* block
     try:
@@ -853,10 +853,10 @@ def _levels():
 _level(os.environ.get("MICROGPT_SIMD") or "auto")
 
 
-include "_replay.pxi"  # graphs that are computed again on other ids
+include "_replay.pxi"  # graphs replayed on other ids
 
 
-cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
+cdef IdBuffer* first_keys(Matrix q, Matrix k, object starts) except NULL:
     """Return for each row of q the first key that it may see; starts are ints, _Ids or None."""
     if starts is not None:
         checks.starts_need_equal_rows(rows_in(q), rows_in(k))
@@ -864,14 +864,14 @@ cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
 
 
 cdef tuple plain_ints(object n_head, object starts):
-    """Return both as ints. This can run Python code, so it goes before the look at any shape."""
+    """Return both as ints. This can run Python code, so it comes before any shape is read."""
     if starts is not None and not isinstance(starts, _Ids):
         starts = [checks.index(start) for start in starts]
     return checks.index(n_head), starts
 
 
 cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
-    """Return n_head after the check that it and the shapes fit each other."""
+    """Return n_head, checked against the shapes."""
     if not (rows_in(k) == rows_in(v) and cols_in(k) == cols_in(v) and cols_in(q) == cols_in(k)
             and rows_in(q) <= rows_in(k) and 1 <= n_head <= cols_in(q)
             and cols_in(q) % n_head == 0):
@@ -935,8 +935,8 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     """
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, v)
-    cdef IdBuffer* first = first_rows(q, k, starts)
-    return record(block_op(ATTENTION, rows_in(q), cols_in(q), first, q, k, v, n))
+    cdef IdBuffer* first_key = first_keys(q, k, starts)
+    return record(block_op(ATTENTION, rows_in(q), cols_in(q), first_key, q, k, v, n))
 
 
 def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None):
@@ -946,8 +946,9 @@ def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None)
     """
     n_head, starts = plain_ints(n_head, starts)
     cdef Py_ssize_t n = heads(n_head, q, k, k)
-    cdef IdBuffer* first = first_rows(q, k, starts)
-    return record(block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), first, q, k, None, n))
+    cdef IdBuffer* first_key = first_keys(q, k, starts)
+    return record(
+        block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), first_key, q, k, None, n))
 
 
 def cross_entropy(Matrix logits not None, targets):
@@ -980,11 +981,11 @@ cdef inline double* changing(Matrix x) noexcept:
 
 
 cdef class _AdamStep:
-    """One step, checked: from here on it needs no memory and runs no Python but the count."""
+    """One checked step: taking it needs no memory and runs no Python but setting the count."""
 
     cdef object adam, next_step
     cdef list params, m, v
-    cdef double rate, beta1, beta2, eps
+    cdef double lr_hat, beta1, beta2, eps_hat
 
     def __cinit__(self, adam, lr):
         cdef double correction1, correction2
@@ -995,7 +996,7 @@ cdef class _AdamStep:
         if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
                 and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
                 and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
-                and eps > 0.0):  # else the checks have nothing to say
+                and eps > 0.0):  # else nothing is left to check
             step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
         if not self.shapes_fit():
             checks.adam_shapes(
@@ -1007,9 +1008,9 @@ cdef class _AdamStep:
         self.beta1, self.beta2 = beta1, beta2
         correction1 = 1.0 - pow(self.beta1, <double>self.next_step)
         correction2 = 1.0 - pow(self.beta2, <double>self.next_step)
-        # lr * (m / correction1) / (sqrt(v / correction2) + eps), the corrections out of the loop
-        self.rate = <double>lr * (sqrt(correction2) / correction1)
-        self.eps = <double>eps * sqrt(correction2)
+        # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
+        self.lr_hat = <double>lr * (sqrt(correction2) / correction1)
+        self.eps_hat = <double>eps * sqrt(correction2)
 
     cdef bint shapes_fit(self) except -1:
         cdef Matrix param, first, second
@@ -1033,8 +1034,8 @@ cdef class _AdamStep:
         self.adam.step = self.next_step
         for i in range(len(self.params)):
             p, m, v = self.params[i], self.m[i], self.v[i]
-            adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.rate,
-                        self.beta1, self.beta2, self.eps, size_of(p.node))
+            adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.lr_hat,
+                        self.beta1, self.beta2, self.eps_hat, size_of(p.node))
         return 0
 
 

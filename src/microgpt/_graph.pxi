@@ -22,7 +22,7 @@ cdef inline Node* child_at(Node* node, Py_ssize_t i) noexcept nogil:
 
 
 cdef void release(Node* node) noexcept:
-    """Give one reference back; free the node at zero, and what only it kept alive."""
+    """Drop one reference; free the node at zero, and what only it kept alive."""
     cdef Node* dead = NULL  # linked by handle: a node without references has none
     cdef Node* child
     cdef Block* block
@@ -177,7 +177,7 @@ cdef struct Traversal:  # one backward
 
 cdef enum:
     MAX_TRAVERSALS = 64  # at the same time, in as many threads
-    LONG_TRAVERSAL = 100_000  # entries from which it pays to let other threads work meanwhile
+    LONG_TRAVERSAL = 100_000  # entries from which it pays to let other threads run meanwhile
 
 
 cdef str BUSY = "another thread is computing a part of this graph"
@@ -221,7 +221,7 @@ cdef void end_traversal(Traversal* walk) noexcept:
 
 
 cdef int backward_from(Node* root) except -1:
-    """Traversal backward; keep the root meanwhile, whatever happens to its handle."""
+    """Run backward; keep the root meanwhile, whatever happens to its handle."""
     retain(root)
     try:
         return backward_below(root)
@@ -254,7 +254,9 @@ cdef int backward_below(Node* root) except -1:
 cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
     """Double an array of the sort."""
     cdef Py_ssize_t more = 2 * capacity[0] if capacity[0] else 64
-    cdef void* moved = NULL if allocation_should_fail() else PyMem_RawRealloc(memory[0], more * size)
+    cdef void* moved = NULL
+    if not allocation_should_fail():
+        moved = PyMem_RawRealloc(memory[0], more * size)
     if moved is NULL:
         raise MemoryError(f"no memory to sort a graph of more than {capacity[0]} nodes")
     memory[0] = moved
@@ -300,7 +302,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
     walk.stack[walk.depth].next = 0
     walk.depth += 1
     if (walk.n + walk.depth) & 0xFFFF == 0:
-        PyErr_CheckSignals()  # an interrupt ends the sort, when no gradient has been passed on
+        PyErr_CheckSignals()  # an interrupt ends the sort, before any gradient is passed on
     return 0
 
 

@@ -1,4 +1,4 @@
-/* See _kernels.h for the shapes. Each backward kernel stands below its forward.
+/* See _kernels.h for the shapes. Each backward kernel is below its forward.
  *
  * Tiles. A plain loop for y = x w^T loads two numbers for each product. Here a tile of the result
  * stays in registers while the sum is walked once, so that each number loaded serves a row or a
@@ -22,13 +22,13 @@
  * Attention has the heads in the lanes: q, k and v are copied to (group of 4 heads, row, element,
  * head), where a score, a softmax and a gradient are plain vector operations for 4 heads, only
  * the keys that a row sees are touched, and no sum runs across lanes. Where rows see many keys,
- * four rows go together, to load each key once for them.
+ * four rows are computed together, to load each key once for them.
  *
  * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more each by
- * _kernels_avx2.c and _kernels_avx512.c. Every kernel is static; what leaves is the table at the end, and the choice
- * among the tables at run time. */
+ * _kernels_avx2.c and _kernels_avx512.c. Every kernel is static; exported are the table at the end
+ * and the choice among the tables at run time. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3") /* also where the environment's CFLAGS ask for less */
+#pragma GCC optimize("O3") /* even if the environment's CFLAGS ask for less */
 #endif
 
 #include "_kernels.h"
@@ -382,7 +382,7 @@ INLINE void gather_heads(vec x[4], const double *row, Index head_dim, Index head
     transpose(x);
 }
 
-/* The way back. */
+/* The inverse of gather_heads. */
 INLINE void scatter_heads(double *row, vec x[4], Index head_dim, Index heads, Index count)
 {
     transpose(x);
@@ -525,7 +525,7 @@ static void softmax_heads(double *weights, Index end)
     Index odd = end & 1;
     if (odd)
         max = at(weights);
-    for (Index s = odd; s < end; s += 2) { /* two, for neither to wait for itself */
+    for (Index s = odd; s < end; s += 2) { /* two independent chains */
         max = larger(at(weights + s * 4), max);
         other = larger(at(weights + s * 4 + 4), other);
     }
@@ -540,7 +540,7 @@ static void softmax_heads(double *weights, Index end)
         put(weights + s * 4, times(at(weights + s * 4), inverse));
 }
 
-/* d: from the gradient of the weights to that of the scores. */
+/* d: in, the gradient of the weights; out, that of the scores. */
 static void softmax_heads_backward(double *d, const double *weights, Index end)
 {
     vec common = all(0.0);
@@ -550,19 +550,19 @@ static void softmax_heads_backward(double *d, const double *weights, Index end)
         put(d + s * 4, times(subtract(at(d + s * 4), common), at(weights + s * 4)));
 }
 
-/* 4 if the rows from t on can go together: in one document, and with enough keys to pay. */
-INLINE int rows_together(const Index *first, Index t, Index T, Index keys)
+/* 4 if the rows from t on are computed together: of one document, with enough keys to pay. */
+INLINE int rows_together(const Index *first_key, Index t, Index T, Index keys)
 {
-    return t + 4 <= T && first[t] == first[t + 3] && keys >= 8 ? 4 : 1;
+    return t + 4 <= T && first_key[t] == first_key[t + 3] && keys >= 8 ? 4 : 1;
 }
 
 /* The most keys that a row sees. */
-static Index most_keys(const Index *first, Index T, Index S)
+static Index most_keys(const Index *first_key, Index T, Index S)
 {
     Index most = 1;
     for (Index t = 0; t < T; t++)
-        if (S - T + t + 1 - first[t] > most)
-            most = S - T + t + 1 - first[t];
+        if (S - T + t + 1 - first_key[t] > most)
+            most = S - T + t + 1 - first_key[t];
     return most;
 }
 
@@ -584,10 +584,10 @@ INLINE void attention_forward_rows(const int rows, double *y, double *weights, c
 }
 
 static void attention_forward(double *y, double *saved, const double *q, const double *k,
-                              const double *v, const Index *first, Index T, Index S, Index n,
+                              const double *v, const Index *first_key, Index T, Index S, Index n,
                               Index n_head)
 {
-    Index head_dim = n / n_head, wide = 4 * head_dim, W = most_keys(first, T, S);
+    Index head_dim = n / n_head, wide = 4 * head_dim, W = most_keys(first_key, T, S);
     double scale = 1.0 / sqrt((double)head_dim);
     for (Index head = 0; head < n_head; head += 4) {
         Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
@@ -597,9 +597,9 @@ static void attention_forward(double *y, double *saved, const double *q, const d
         pack_heads(k4, k + column, 1.0, S, n, head_dim, heads);
         pack_heads(v4, v + column, 1.0, S, n, head_dim, heads);
         for (Index t = 0, rows; t < T; t += rows) {
-            Index keys = S - T + t + 1 - first[t];
-            const double *k0 = k4 + first[t] * wide, *v0 = v4 + first[t] * wide;
-            rows = rows_together(first, t, T, keys);
+            Index keys = S - T + t + 1 - first_key[t];
+            const double *k0 = k4 + first_key[t] * wide, *v0 = v4 + first_key[t] * wide;
+            rows = rows_together(first_key, t, T, keys);
             if (rows == 4)
                 attention_forward_rows(4, y + t * n + column, weights + t * W * 4, q4 + t * wide,
                                        k0, v0, keys, W, n, head_dim, heads);
@@ -634,11 +634,11 @@ INLINE void attention_backward_rows(const int rows, double *dq, double *dk4, dou
 }
 
 static void attention_backward(double *dq, double *dk, double *dv, const double *dy,
-                               double *saved, const Index *first, Index T, Index S, Index n,
+                               double *saved, const Index *first_key, Index T, Index S, Index n,
                                Index n_head)
 {
     Index head_dim = n / n_head, wide = 4 * head_dim, groups = (n_head + 3) / 4;
-    Index W = most_keys(first, T, S);
+    Index W = most_keys(first_key, T, S);
     double scale = 1.0 / sqrt((double)head_dim);
     double *dk4 = saved + groups * ((T + 2 * S) * wide + T * W * 4);
     double *dv4 = dk4 + S * wide, *dy4 = dv4 + S * wide, *dweights = dy4 + T * wide;
@@ -649,8 +649,8 @@ static void attention_backward(double *dq, double *dk, double *dv, const double 
         pack_heads(dy4, dy + column, 1.0, T, n, head_dim, heads);
         memset(dk4, 0, (size_t)(2 * S * wide) * sizeof(double));
         for (Index t = 0, rows; t < T; t += rows) {
-            Index begin = first[t] * wide, keys = S - T + t + 1 - first[t];
-            rows = rows_together(first, t, T, keys);
+            Index begin = first_key[t] * wide, keys = S - T + t + 1 - first_key[t];
+            rows = rows_together(first_key, t, T, keys);
             if (rows == 4)
                 attention_backward_rows(4, dq + t * n + column, dk4 + begin, dv4 + begin, dweights,
                                         dy4 + t * wide, weights + t * W * 4, q4 + t * wide,
@@ -666,7 +666,7 @@ static void attention_backward(double *dq, double *dk, double *dv, const double 
 }
 
 static void attention_weights_forward(double *weights, const double *q, const double *k,
-                                      const Index *first, Index T, Index S, Index n,
+                                      const Index *first_key, Index T, Index S, Index n,
                                       Index n_head)
 {
     Index head_dim = n / n_head;
@@ -674,7 +674,7 @@ static void attention_weights_forward(double *weights, const double *q, const do
     memset(weights, 0, (size_t)(n_head * T * S) * sizeof(double));
     for (Index h = 0; h < n_head; h++)
         for (Index t = 0; t < T; t++, weights += S) {
-            Index begin = first[t], end = S - T + t + 1, column = h * head_dim;
+            Index begin = first_key[t], end = S - T + t + 1, column = h * head_dim;
             for (Index s = begin; s < end; s++)
                 weights[s] = dot(q + t * n + column, k + s * n + column, head_dim) * scale;
             softmax_row(weights + begin, weights + begin, 1.0, end - begin);
@@ -683,14 +683,14 @@ static void attention_weights_forward(double *weights, const double *q, const do
 
 static void attention_weights_backward(double *dq, double *dk, const double *dweights,
                                        const double *weights, const double *q, const double *k,
-                                       const Index *first, Index T, Index S, Index n,
+                                       const Index *first_key, Index T, Index S, Index n,
                                        Index n_head)
 {
     Index head_dim = n / n_head;
     double scale = 1.0 / sqrt((double)head_dim);
     for (Index h = 0; h < n_head; h++)
         for (Index t = 0; t < T; t++, weights += S, dweights += S) {
-            Index begin = first[t], end = S - T + t + 1, column = h * head_dim;
+            Index begin = first_key[t], end = S - T + t + 1, column = h * head_dim;
             double common = dot(dweights + begin, weights + begin, end - begin);
             for (Index s = begin; s < end; s++) {
                 double dscore = scale * ((dweights[s] - common) * weights[s]);
@@ -717,21 +717,21 @@ static void mean_backward(double *dx, double dy, Index size)
         dx[i] += part;
 }
 
-/* The divider bounds this loop: one square root and one division a parameter, the corrections of
- * the bias being folded into rate and eps. A moment that nothing feeds falls below 1e-308 after
- * some 4,000 steps; as a subnormal number it would cost ten times as much, for ever, so it is
- * cleared before. */
+/* The divider bounds this loop: one square root and one division per parameter, the bias
+ * corrections being folded into lr_hat and eps_hat. A moment whose gradient stays 0 falls below
+ * 1e-308 after some 4,000 steps; as a subnormal number it would cost ten times as much, for ever,
+ * so it is cleared before. */
 static void adam(double *RESTRICT p, double *RESTRICT dp, double *RESTRICT m, double *RESTRICT v,
-                 double rate, double beta1, double beta2, double eps, Index size)
+                 double lr_hat, double beta1, double beta2, double eps_hat, Index size)
 {
-    double rest1 = 1.0 - beta1, rest2 = 1.0 - beta2;
+    double one_minus_beta1 = 1.0 - beta1, one_minus_beta2 = 1.0 - beta2;
     for (Index i = 0; i < size; i++) {
         double g = dp[i];
-        double mean = beta1 * m[i] + rest1 * g;
-        double square = beta2 * v[i] + rest2 * (g * g);
+        double mean = beta1 * m[i] + one_minus_beta1 * g;
+        double square = beta2 * v[i] + one_minus_beta2 * (g * g);
         m[i] = fabs(mean) < 1e-290 ? 0.0 : mean;
         v[i] = square < 1e-290 ? 0.0 : square;
-        p[i] -= rate * mean / (sqrt(square) + eps);
+        p[i] -= lr_hat * mean / (sqrt(square) + eps_hat);
         dp[i] = 0.0;
     }
 }
@@ -822,9 +822,9 @@ const char *kernels_choose(const char *wanted)
     return NULL;
 }
 
-Index attention_workspace_size(const Index *first, Index T, Index S, Index n, Index n_head)
+Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n, Index n_head)
 {
-    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head), W = most_keys(first, T, S);
+    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head), W = most_keys(first_key, T, S);
     double size = (double)groups * ((double)(T + 2 * S) * wide + (double)T * W * 4) +
                   (double)(T + 2 * S) * wide + (double)W * 16;
     if (size > 1e18)

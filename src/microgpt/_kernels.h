@@ -3,7 +3,7 @@
  * Every array is contiguous float64, row by row. T rows of queries, S rows of keys, n columns.
  * A forward kernel writes its output; a backward kernel adds to the gradients (d + name) of its
  * inputs. Inputs may be the same block or overlap, and so may their gradients; outputs overlap
- * nothing. No function here allocates, fails or knows Python. */
+ * nothing. No function here allocates, fails or uses Python. */
 #ifndef MICROGPT_KERNELS_H
 #define MICROGPT_KERNELS_H
 
@@ -40,23 +40,23 @@ typedef struct {
     void (*softmax_backward)(double *dx, const double *dy, const double *y, double temperature,
                              Index T, Index n);
 
-    /* weights (n_head, T, S): what each head at each row gives each key; row t sees the keys
-     * first[t] to S - T + t. */
+    /* weights (n_head, T, S): those of each head and row for each key; row t sees the keys
+     * first_key[t] to S - T + t. */
     void (*attention_weights_forward)(double *weights, const double *q, const double *k,
-                                      const Index *first, Index T, Index S, Index n,
+                                      const Index *first_key, Index T, Index S, Index n,
                                       Index n_head);
     void (*attention_weights_backward)(double *dq, double *dk, const double *dweights,
                                        const double *weights, const double *q, const double *k,
-                                       const Index *first, Index T, Index S, Index n,
+                                       const Index *first_key, Index T, Index S, Index n,
                                        Index n_head);
 
-    /* saved (attention_workspace_size doubles) keeps q, k, v and the weights for backward, which finds
-     * its working room there too. */
+    /* saved (attention_workspace_size doubles) keeps q, k, v and the weights for backward, which
+     * finds its scratch memory there too. */
     void (*attention_forward)(double *y, double *saved, const double *q, const double *k,
-                              const double *v, const Index *first, Index T, Index S, Index n,
+                              const double *v, const Index *first_key, Index T, Index S, Index n,
                               Index n_head);
     void (*attention_backward)(double *dq, double *dk, double *dv, const double *dy,
-                               double *saved, const Index *first, Index T, Index S, Index n,
+                               double *saved, const Index *first_key, Index T, Index S, Index n,
                                Index n_head);
 
     /* probs (T, n) keeps the softmax for backward. */
@@ -68,9 +68,9 @@ typedef struct {
     double (*mean_forward)(const double *x, Index size);
     void (*mean_backward)(double *dx, double dy, Index size);
 
-    /* rate and eps have the bias corrections folded in; dp becomes 0. */
-    void (*adam)(double *p, double *dp, double *m, double *v, double rate, double beta1,
-                 double beta2, double eps, Index size);
+    /* lr_hat and eps_hat have the bias corrections folded in; dp becomes 0. */
+    void (*adam)(double *p, double *dp, double *m, double *v, double lr_hat, double beta1,
+                 double beta2, double eps_hat, Index size);
 } Kernels;
 
 /* The level in use: the baseline until kernels_choose was called. */
@@ -84,6 +84,6 @@ const char *kernels_choose(const char *wanted);
 const char *kernels_level(int i);
 
 /* Return how many doubles attention saves, or -1 if that is more than memory can hold. */
-Index attention_workspace_size(const Index *first, Index T, Index S, Index n, Index n_head);
+Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n, Index n_head);
 
 #endif

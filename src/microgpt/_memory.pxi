@@ -1,4 +1,4 @@
-# Nodes, blocks and buffers: who owns what, and where it waits for reuse. Part of _core.pyx.
+# Nodes, blocks and buffers: ownership and reuse. Part of _core.pyx.
 
 cdef extern from *:
     """
@@ -14,7 +14,7 @@ cdef extern from *:
     #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)0)
     #endif
     """
-    # So that AddressSanitizer sees a use of what waits in our own lists; else they do nothing.
+    # They let AddressSanitizer see a use of memory in our free lists; without it they do nothing.
     void poison "ASAN_POISON_MEMORY_REGION"(void*, size_t) noexcept nogil
     void unpoison "ASAN_UNPOISON_MEMORY_REGION"(void*, size_t) noexcept nogil
 
@@ -30,7 +30,7 @@ cdef enum Kind:
     RELU
     CUSTOM1
     CUSTOM  # any number of children, in right as Many*
-    ELEMENT  # left: a block's node; right: the place in the block, as a number
+    ELEMENT  # left: a block's node; right: the index in the block
     MEAN  # left: a block's node
     BLOCK  # right: Block*
 
@@ -41,7 +41,7 @@ cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "
 cdef enum Op:
     NONE  # a leaf
     VIEW  # rows of inputs[0], sharing its numbers and gradients
-    LOAD  # only on a tape: no block of its own, inputs[1] is copied into inputs[0]
+    LOAD  # only in a recorded graph: no numbers, inputs[1] is copied into inputs[0]
     PACK
     EMBEDDING
     MATRIX_ADD
@@ -61,9 +61,9 @@ cdef tuple NAMES = (
 
 
 cdef struct Node:  # 64 bytes
-    PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a list
-    uint32_t refs  # the handle and the parents; MANY_REFS: so many that it is never freed
-    uint16_t mark  # 0, or the number of the backward run that is at work on this node
+    PyObject* handle  # the Value or Matrix of this node, not counted; or the next in a free list
+    uint32_t refs  # the handle and the parents; MANY_REFS: too many to count, never freed
+    uint16_t mark  # 0, or the number of the traversal that is at work on this node
     uint8_t kind
     double data
     double grad
@@ -107,15 +107,15 @@ cdef struct Block:
     Node* inputs[3]
     uint32_t version  # counts the changes of its numbers from outside; a view has that of its owner
     uint32_t seen[3]  # the versions of the inputs that the forward read
-    Node** items  # PACK: one scalar node an entry, else NULL
+    Node** items  # PACK: one scalar node per entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids
     Py_ssize_t n_head
     Py_ssize_t step  # its place in a recorded graph, if that graph agrees
     uint8_t op
     uint8_t n_inputs
-    bint detached  # computed under no_grad: backward takes it for a leaf
-    Block* next  # in the list of Blocks done with
+    bint detached  # computed under no_grad: backward treats it as a leaf
+    Block* next  # in the free list
 
 
 cdef enum:
@@ -123,7 +123,7 @@ cdef enum:
 
 
 cdef inline void retain(Node* node) noexcept:
-    """Count a reference; a count that cannot go on stays where it is, and the node for ever."""
+    """Count a reference; at the largest count it stays there, and the node is never freed."""
     node.refs += node.refs != MANY_REFS
 
 
@@ -141,13 +141,13 @@ cdef inline double* place_of(Node* element) noexcept nogil:
     return block_of(element.left).data + <uintptr_t>element.right
 
 
-cdef Py_ssize_t requests_until_failure = 0  # n: the n-th request for memory from here on fails; 0: none
+cdef Py_ssize_t requests_until_failure = 0  # 0: none fails
 
 
 def _fail_allocation(Py_ssize_t n):
     """Let the n-th request for memory from now and all after it fail; 0: none. For tests.
 
-    Meanwhile no buffer or Block comes from the lists of spare ones. Returns whether one failed.
+    Meanwhile no buffer or Block comes from a free list. Returns whether one failed.
     """
     global requests_until_failure
     failed, requests_until_failure = requests_until_failure == 1, n + 1 if n > 0 else 0
@@ -163,7 +163,7 @@ cdef bint allocation_should_fail() noexcept:
 
 
 cdef void* allocate(size_t size) except NULL:
-    """Ask the system for memory; here and in `grow`, nowhere else."""
+    """Request memory from the system; only this and `grow` do."""
     cdef void* memory = NULL if allocation_should_fail() else PyMem_RawMalloc(size)
     if memory is NULL:
         raise MemoryError(f"no memory for {size} bytes of graph")
@@ -185,9 +185,9 @@ cdef struct Chunk:  # the first 64 bytes of a chunk
 
 
 cdef enum ChunkState:
-    CURRENT  # nodes are numbers_in_use from it
+    CURRENT  # nodes are allocated from it
     FULL  # more than half of its nodes are alive
-    SPARSE  # in the list of chunks worth taking nodes from
+    SPARSE  # in the list of chunks worth allocating from
     EMPTY
 
 
@@ -429,7 +429,7 @@ cdef void free_block(Block* block) noexcept:
 
 
 cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
-    """Give a block other rows, its numbers undefined. Nothing outside may lead to it."""
+    """Change the rows of a block to which only its graph refers; its numbers are undefined."""
     cdef Block* block = block_of(node)
     cdef Py_ssize_t n = rows * block.cols, n_before = block.rows * block.cols
     if block.op == LOAD or block.op == VIEW:

@@ -1,4 +1,4 @@
-# Ids that nodes refer to, and graphs that are computed again on others. Part of _core.pyx.
+# Ids that nodes refer to, and graphs that are replayed on other ids. Part of _core.pyx.
 
 cdef bint are_plain(object numbers, Py_ssize_t n) except -1:
     """Whether numbers is a list of ints in 0..n-1, at least one: reading it runs no Python."""
@@ -31,14 +31,14 @@ cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
 
 
 cdef inline void numbers_are_read() noexcept:
-    """What Python makes of a number is not recorded, so what is being recorded is of no use."""
+    """What Python computes from a number is not recorded, so the graph cannot be replayed."""
     if tape is not NULL:
         (<_Graph>tape).known = False
 
 
 @cython.final
 cdef class _Ids:
-    """Show the buffer that stands for an argument of a Replay; block ops take it for a list."""
+    """The buffer of an argument of a Replay; block ops accept it in place of a list."""
 
     cdef IdBuffer* buffer
 
@@ -147,8 +147,8 @@ def positions(tokens, starts=None, block_size=None):
 
 cdef struct Step:  # of a recorded graph
     Node* node
-    Py_ssize_t refs  # that the graph itself has on the node
-    Py_ssize_t rows  # of its block, when the graph is run on the ids that are being loaded
+    Py_ssize_t refs  # those that the graph itself has to the node
+    Py_ssize_t rows  # of its block, once the graph runs on the ids being loaded
 
 
 cdef Step* step_of(Node* node, _Graph graph) noexcept:
@@ -168,18 +168,18 @@ cdef Py_ssize_t rows_after(Node* node, _Graph graph) noexcept:
 cdef class _Graph:
     """What block ops, `mean` and `load` computed in one call of a function, in that order.
 
-    It can be computed again, forwards, on other ids, also on more or fewer of them: no handle,
-    node or buffer outside leads to what it computes, which is looked at before each time.
+    It can be computed again, forwards, on other ids, also on more or fewer of them, as long as no
+    handle, node or buffer outside refers to what it computes; this is checked each time.
     """
 
     cdef Step* steps
     cdef Py_ssize_t n
     cdef Py_ssize_t capacity
-    cdef Py_ssize_t entries  # of all blocks, and what they save
+    cdef Py_ssize_t entries  # of all blocks, with what they save
     cdef Node* root
     cdef list ids  # the _Ids of the arguments, None for None
     cdef list derived  # the _Ids of positions
-    cdef bint known  # nothing was done that cannot be done again
+    cdef bint known  # nothing was done that cannot be replayed
     cdef bint fixed_rows
     cdef bint busy
 
@@ -203,7 +203,7 @@ cdef class _Graph:
         PyMem_RawFree(self.steps)
 
     cdef int add(self, Node* node) except -1:
-        """Note a node that was computed; its inputs are named."""
+        """Note a node that was computed; its inputs are set."""
         cdef Block* block
         if self.n == self.capacity:
             grow(<void**>&self.steps, &self.capacity, sizeof(Step))
@@ -213,7 +213,7 @@ cdef class _Graph:
         if node.kind == BLOCK:
             block = block_of(node)
             block.step = self.n
-            # Only ids that come from the arguments are those of another call too.
+            # Other ids would not follow the arguments of another call.
             if block.op == PACK or block.ids is not NULL and not from_arguments(block.ids):
                 self.known = False
             if block.op == VIEW and step_of(block.inputs[0], self) is not NULL:
@@ -245,7 +245,7 @@ cdef class _Graph:
         return 0
 
     cdef int close(self, object result) except -1:
-        """Take the result of the function for that of the graph; count the graph's references."""
+        """Set the result of the function as the root; count the graph's own references."""
         cdef Py_ssize_t i, j
         cdef Node* node
         cdef Node* child
@@ -266,11 +266,11 @@ cdef class _Graph:
                 if step is not NULL:
                     step.refs += 1
                 elif block_of(child).op > VIEW:
-                    self.known = False  # computed by something that was not noted
+                    self.known = False  # computed by something not recorded
         return 0
 
     cdef bint can_be_reached(self, bint result_is_held) noexcept:
-        """Whether anything but the graph, and the holder of its result, knows one of its parts."""
+        """Whether anything but the graph, and the holder of its result, refers to a part of it."""
         cdef Py_ssize_t i
         for i in range(self.n):
             if self.steps[i].node.refs != self.steps[i].refs + (
@@ -285,13 +285,13 @@ cdef class _Graph:
         return False
 
     cdef bint load(self, tuple arguments) except -1:
-        """Take other ids; return False if the graph does not serve them."""
+        """Load other ids; return False if the graph cannot be computed on them."""
         cdef Py_ssize_t i, j
         cdef Index number
         cdef int overflow
         cdef IdBuffer* ids
         cdef list numbers
-        cdef bint fits = True  # still, because neither a length nor the first rows changed
+        cdef bint fits = True  # neither a length nor the first rows changed
         for i in range(len(arguments)):
             numbers = arguments[i]
             if numbers is None:
@@ -310,9 +310,9 @@ cdef class _Graph:
         return fits or self.fit()
 
     cdef bint fit(self) except -1:
-        """Give every block the rows that the ids ask for; return False if they do not go together.
+        """Give every block the rows that follow from the ids; return False if they do not fit.
 
-        What a failure leaves behind is of no use, and is not used: the caller drops the graph.
+        After a failure the graph is unusable: the caller drops it.
         """
         cdef Py_ssize_t i, rows
         cdef Block* y
@@ -397,7 +397,7 @@ cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
                 return -1
             if y.op == ATTENTION_WEIGHTS and b != y.cols:
                 return -1
-        elif b != block_of(inputs[i]).rows:  # the weights of a linear, which are its columns
+        elif b != block_of(inputs[i]).rows:  # the weights of a linear: its columns
             return -1
     if y.op == VIEW:
         return y.rows if a == block_of(inputs[0]).rows else -1
@@ -451,7 +451,7 @@ cdef class Replay:
             if numbers is not None and type(numbers) is not list:
                 return self.f(*ids)
             kind = 2 * kind + (numbers is None)
-        if tape is not NULL:  # a part of what another one records
+        if tape is not NULL:  # another Replay is recording
             return self.f(*ids)
         key = key, kind
         graph = self.graphs.get(key)
@@ -459,7 +459,7 @@ cdef class Replay:
             return self.record(key, ids)
         if graph.busy:
             raise RuntimeError(BUSY)
-        # A result that somebody still holds keeps its graph; the next one gets its own.
+        # A result that is still held keeps its graph; the next one gets a new graph.
         if graph.can_be_reached(False) or not self.load(graph, key, ids):
             del self.graphs[key]
             return self.record(key, ids)

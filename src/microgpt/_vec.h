@@ -108,7 +108,7 @@ INLINE vec divide(vec a, vec b)
     return a;
 }
 
-/* sum + a * b, rounded twice: a fused operation would give other bits where it exists. */
+/* sum + a * b, rounded twice: a fused operation, where it exists, would give other bits. */
 INLINE vec plus_product(vec sum, vec a, vec b) { return add(sum, times(a, b)); }
 
 #if !defined(__GNUC__) || defined(MICROGPT_NO_VECTORS)
@@ -229,7 +229,7 @@ INLINE double largest_lane(vec x)
     return a > b ? a : b;
 }
 
-/* The first n (at least 1) doubles at p, the lanes after them filled up. */
+/* The first n (at least 1) doubles at p; the other lanes are `fill`. */
 INLINE vec at_first(const double *p, Index n, double fill)
 {
     if (n >= 4)
@@ -252,7 +252,7 @@ INLINE void put_first(double *p, vec x, Index n)
         p[2] = lanes[2];
 }
 
-/* A wide vector runs along neighbouring columns, each with a sum of its own: eight doubles where
+/* A wide vector runs along adjacent columns, each with its own sum: eight doubles where
  * there are registers for them, else the four of a vec. A pair holds the four partial sums of two
  * columns, so that eight lanes leave the order of summation as it is. */
 #if defined(MICROGPT_AVX512)
