@@ -28,7 +28,7 @@ def core(request):
 
 @pytest.fixture(scope="session")
 def compiled():
-    """Give the compiled core, for what only it promises."""
+    """Give the compiled core, for promises that only it makes."""
     return _compiled_core()
 
 

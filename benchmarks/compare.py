@@ -4,12 +4,12 @@
     python benchmarks/compare.py --sizes 16,1 --only microgpt pure script
     MICROGPT_REFERENCE=folder python benchmarks/compare.py --check
 
-The table gives microseconds a document, median (minimum) of several rounds, and how many times
-slower each program is than the compiled package. The rounds go through all programs in turn, so
-that a slow spell of the machine hits them alike; `taskset` pins everything to one core.
+The table gives microseconds per document, median (minimum) of several rounds, and how many times
+slower each program is than the compiled package. Each round runs all programs in turn, so
+that a slow spell of the machine affects all alike; `taskset` pins everything to one core.
 
 `--check` compares losses instead: with the original script's record (MICROGPT_REFERENCE holds
-`golden/default.json` and `data/names.txt`) where it is there, and with the C program.
+`golden/default.json` and `data/names.txt`) if it is set, and with the C program.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Times = dict[str, list[float]]
 
 
 def measure(size: tuple[int, int], names: list[str], args: argparse.Namespace) -> Times:
-    """Return the microseconds a document of each round; a first, uncounted round warms up."""
+    """Return the microseconds per document of each round; a first, uncounted round warms up."""
     problem = load(args.data, *size)
     times: Times = {}
     for count in range(args.rounds + 1):
@@ -78,13 +78,14 @@ def measure(size: tuple[int, int], names: list[str], args: argparse.Namespace) -
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print one line a program, two columns a size: the time, and the ratio to the package."""
+    """Print one line per program, two columns per size: the time, and the ratio to the package."""
     usable = available(args.only)
     columns: dict[str, Times] = {}
     for size in args.sizes:
         names = [name for name in usable if fits(name, size, args.batch)]
         columns[f"{size[0]},{size[1]}"] = measure(size, names, args)
-    print(f"microseconds a document, median (minimum) of {args.rounds} rounds, batch {args.batch}")
+    print(f"microseconds per document, median (minimum) of {args.rounds} rounds, "
+          f"batch {args.batch}")
     print(f"{'n_embd,n_layer':36}" + "".join(f"{head:>22}{'ratio':>9}" for head in columns))
     rows = dict.fromkeys(name for times in columns.values() for name in times)
     for row in rows:
@@ -105,7 +106,7 @@ def table(args: argparse.Namespace) -> None:
 def agree(
     name: str, losses: list[float], expected: list[float], what: str, first: int = 50
 ) -> bool:
-    """Print how far the losses are from those expected, and return whether that is near enough.
+    """Print how far the losses are from those expected; return whether that is near enough.
 
     Of a float32 program only the `first` losses are compared: training is chaotic, and at
     (64, 4) a rounding error grows to 0.002 in 25 steps (in float64 the same JAX code agrees).
@@ -154,10 +155,10 @@ def size(text: str) -> tuple[int, int]:
 def main() -> int:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=BUNDLED, help="one document a line")
+    parser.add_argument("--data", type=Path, default=BUNDLED, help="one document per line")
     parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, metavar="EMBD,LAYERS")
     parser.add_argument("--steps", type=int, help="by default fewer for larger models")
-    parser.add_argument("--batch", type=int, default=1, help="documents a step")
+    parser.add_argument("--batch", type=int, default=1, help="documents per step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
     parser.add_argument("--json", type=Path, help="write all times to this file")

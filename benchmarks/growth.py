@@ -25,7 +25,7 @@ LENGTHS = [4, 8, 16, 32, 64, 128, 256]
 
 
 def step_time(run: mg.Run, seconds: float = 0.4) -> float:
-    """Return the median microseconds of a step, of as many as fit into the time."""
+    """Return the median microseconds per step, of as many steps as fit into the time."""
     for _ in range(3):
         mg.train_step(run)
     times = []
@@ -38,7 +38,7 @@ def step_time(run: mg.Run, seconds: float = 0.4) -> float:
 
 
 def by_parameters() -> list[tuple[str, int, float]]:
-    """Return for each width and depth its name, parameters and time a step, on names."""
+    """Return for each width and depth its name, parameters and time per step, on names."""
     rows = []
     for n_embd, n_layer in WIDTHS:
         run = mg.prepare(mg.load_documents(), steps=10**9, n_embd=n_embd, n_layer=n_layer)
@@ -47,7 +47,7 @@ def by_parameters() -> list[tuple[str, int, float]]:
 
 
 def by_tokens() -> list[tuple[str, int, float]]:
-    """Return for each length of a document its time a step, at the default width."""
+    """Return for each length of a document its time per step, at the default width."""
     rng = random.Random(1)
     rows = []
     for length in LENGTHS:
@@ -59,7 +59,7 @@ def by_tokens() -> list[tuple[str, int, float]]:
 
 def table(title: str, unit: str, rows: list[tuple[str, int, float]]) -> None:
     """Print the rows and by which power of the size the time grows from one to the next."""
-    print(f"{title:>12}{unit:>12}{'us a step':>12}{'ns each':>10}{'growth':>10}")
+    print(f"{title:>12}{unit:>12}{'us/step':>12}{'ns each':>10}{'growth':>10}")
     for i, (name, size, us) in enumerate(rows):
         growth = ""
         if i:
@@ -74,7 +74,7 @@ def plot(
     tokens: list[tuple[str, int, float]],
     times: Path | None,
 ) -> None:
-    """Draw the two curves, and the programs of a comparison where there is one."""
+    """Draw the two curves, and the programs of a comparison if there is one."""
     import matplotlib
 
     matplotlib.use("svg" if file.suffix == ".svg" else "agg")
@@ -90,13 +90,13 @@ def plot(
         names = sorted(medians, key=medians.__getitem__, reverse=True)
         colours = ["tab:orange" if name.startswith("microgpt") else "tab:blue" for name in names]
         axes[0].barh(names, [medians[name] for name in names], color=colours)
-        axes[0].set(xscale="log", xlabel="µs a step, default model")
+        axes[0].set(xscale="log", xlabel="µs per step, default model")
     for axis, rows, label in (
         (axes[-2], parameters, "parameters"),
         (axes[-1], tokens, "tokens in the document"),
     ):
         axis.loglog([size for _, size, _ in rows], [us for _, _, us in rows], "o-")
-        axis.set(xlabel=label, ylabel="µs a step")
+        axis.set(xlabel=label, ylabel="µs per step")
         axis.grid(which="both", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=80)

@@ -1,4 +1,4 @@
-"""Train with the package, or with the original program as a script, in a process of its own.
+"""Train with the package, or with the original program as a script, in its own process.
 
 A process has one core of microgpt, so each training runs in a fresh one:
 
@@ -36,7 +36,7 @@ def texts(problem: Problem) -> tuple[str, list[str]]:
 
 
 def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]:
-    """Take steps through the public API: forward, backward, Adam, schedule, loss kept."""
+    """Take steps through the public API: forward, backward, Adam, schedule, loss stored."""
     import microgpt as mg
 
     alphabet, documents = texts(problem)

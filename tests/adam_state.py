@@ -1,4 +1,4 @@
-"""What adam_update needs to know, without the class of the package, which uses one core only."""
+"""What adam_update needs, without the class of the package, which uses one core only."""
 
 from dataclasses import dataclass
 

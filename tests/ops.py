@@ -1,6 +1,6 @@
 """The ops that the tests try, each in one place, and how a block op is run.
 
-One entry in OPS is all that a new block op needs. By it the op is compared with its definition
+One entry in OPS is all that a new block op needs. With it the op is compared with its definition
 in scalar Values (test_blocks), with its twin in the other core (test_twins) and with central
 differences (test_gradcheck), and it takes part in the random programs, which are also compared
 between the instruction-set levels (test_random_programs).
@@ -49,7 +49,7 @@ for name, op in BINARY.items():
         VALUE_OPS[f"a {name} b"] = lambda a, b, x, op=op: op(a, b)
         VALUE_OPS[f"x {name} a"] = lambda a, b, x, op=op: op(x, a)
 
-# The same for a graph that is to go on: neither an error nor a number that soon grows too large.
+# The same for a graph that is to grow on: neither an error nor a number that soon grows too large.
 TAME_VALUE_OPS = {
     name: (lambda a, b, x, op=op: op(tame(a), tame(b), tame(x)))
     if {"exp", "log", "/", "**"} & set(name.split())
@@ -197,7 +197,7 @@ class Op(NamedTuple):
     scalar: makes the same of lists of lists of Values.
     cases: tuples of the shapes of the Matrices and the other arguments.
     arguments: makes the arguments for a random program, as the functions above.
-    domain: brings any number, or Value, to where the op and its derivatives exist: None, or tame.
+    domain: maps any number, or Value, to where the op and its derivatives exist: None, or tame.
     """
 
     block: Callable
@@ -374,7 +374,7 @@ def grads(result):
 
 
 def weighted_sum(result, weights=None):
-    """Return the sum of all entries times the given numbers: a loss that every entry feels."""
+    """Return the sum of all entries times the given numbers: a loss that depends on every entry."""
     rows = rows_of(result)
     weights = weights or wave(len(rows), len(rows[0]), 0.7)
     return sum(v * c for row, cs in zip(rows, weights, strict=True)
@@ -392,7 +392,7 @@ def run(c, block, lists):
 def assert_close(actual, expected, tolerance=1e-12, at_least=0.0):
     """Compare lists of lists within the tolerance times the largest entry.
 
-    Infinities and nan must stand at the same places.
+    Infinities and nan must be at the same places.
     at_least: take the largest entry for no smaller than this. For gradients that cancel each
     other to 0, as in a softmax over one number: what is left is the rounding of what was summed.
     """

@@ -1,6 +1,6 @@
 """A scalar autograd Value in plain Python, written without the package: the oracle of its tests.
 
-It works as the class of the original script does, recursion included, so that it can stand for
+It works as the class of the original script does, recursion included, so that it can replace
 it in the benchmarks too.
 """
 

@@ -1,6 +1,6 @@
 """Memory that runs out: every request of the compiled core for memory is made to fail in turn.
 
-What is promised: MemoryError, nothing leaked, and what was there before is as it was.
+What is promised: MemoryError, nothing leaked, and everything else unchanged.
 """
 
 import pytest
@@ -184,7 +184,7 @@ def test_every_request_for_memory_may_fail(compiled, failing, make):
 
 
 def exhaust(c, failing):
-    """Return Values that take up all nodes that can be had without asking for memory."""
+    """Return Values that use up all nodes available without requesting memory."""
     values = []
     failing(1)
     try:

@@ -1,6 +1,6 @@
-"""What is promised of the build: the backend asked for, depth, memory, threads.
+"""What the build promises: the backend asked for, depth, memory, threads.
 
-What may crash, or needs a process of its own to be measured, runs in one.
+What may crash, or needs its own process to be measured, runs in one.
 """
 
 import importlib.util
@@ -71,7 +71,7 @@ def test_an_unknown_backend_is_an_error_that_names_the_choices(backend):
     assert all(choice in last for choice in ("auto", "cython", "python"))
 
 
-# In place of an installation without the compiled core: sys.modules says that it is not there.
+# In place of an installation without the compiled core: sys.modules says that it is missing.
 WITHOUT = """
 import importlib.abc, sys
 class NotBuilt(importlib.abc.MetaPathFinder):
@@ -411,7 +411,7 @@ print(memory() - before, objects() - objects_before)
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc to measure memory")
 @pytest.mark.parametrize("name", STEPS)
 def test_memory_stays_flat_over_many_steps(core, name):
-    """A leaked node of 64 bytes a step would not show in the compiled core, ten would."""
+    """A leaked node of 64 bytes per step would not show in the compiled core, ten would."""
     warm, steps = (300, 2000) if core.__name__.endswith("._core") else (5, 25)
     code = f"WARM, STEPS = {warm}, {steps}\n" + textwrap.dedent(STEPS[name]) + MEASURE
     grown, more_objects = map(int, output_of(code, core))
@@ -456,7 +456,7 @@ def test_a_large_graph_gives_its_memory_back(compiled):
 
 
 def test_nodes_left_alive_here_and_there_do_not_stop_the_reuse_of_the_rest(compiled):
-    """Every thousandth node survives its graph, for ever; the others' places are used again."""
+    """Every thousandth node survives its graph, for ever; the places of the others are reused."""
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("needs /proc to measure memory")
     code = """

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what was saved, and a bad file is one line."""
+"""Checkpoints: what is loaded is what was saved, and a bad file gives one line."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def test_a_run_without_its_documents_takes_no_step(path):
 
 
 def own_steps(run, n):
-    """Take steps as a loop of one's own does: without train_step, and without its bookkeeping."""
+    """Take steps as a hand-written loop does: without train_step and its bookkeeping."""
     for step in range(run.adam.step, run.adam.step + n):
         loss = run.model.loss(run.batch(step))
         loss.backward()
@@ -137,7 +137,7 @@ def test_a_run_trained_by_a_loop_of_ones_own_is_saved_and_goes_on(kind, path):
 
 
 class Louder(mg.GPT):
-    """A model of one's own: the same parameters, another forward."""
+    """A user's model: the same parameters, another forward."""
 
     def forward(self, tokens, cache=None, starts=None, trace=None):
         logits = super().forward(tokens, cache, starts, trace)

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, its exit codes, and what it says of bad input."""
+"""The command line: what it prints where, its exit codes, and what it says about bad input."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def names(tmp_path):
 
 
 def microgpt(*arguments, **environment):
-    """Run the command line in a process of its own."""
+    """Run the command line in its own process."""
     return subprocess.run(
         [sys.executable, "-m", "microgpt", *map(str, arguments)],
         capture_output=True,
@@ -286,7 +286,7 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     shown = b""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
         os.close(slave)
-        with suppress(OSError):  # how the end shows
+        with suppress(OSError):  # how the end may show
             while part := os.read(master, 100_000):
                 shown += part
         process.communicate(timeout=120)
@@ -297,7 +297,7 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 1
 
 
-# Models that are kept
+# Saved models
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Make a folder that does not exist yet the cache; return where the names will be in it."""
+    """Use a folder that does not exist yet as the cache; return the path of the names in it."""
     monkeypatch.setenv("MICROGPT_CACHE", str(tmp_path / "new" / "cache"))
     return tmp_path / "new" / "cache" / "makemore.txt"
 

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: doctests, the README's Python and its commands."""
+"""The documentation is run: doctests, the Python and the commands of its pages."""
 
 import doctest
 import importlib

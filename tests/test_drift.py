@@ -1,4 +1,4 @@
-"""Numbers that were recorded: a change of the last bit of a Value, in any core, shows here."""
+"""Recorded numbers: a change of the last bit of a Value, in any core, shows here."""
 
 import hashlib
 import math
@@ -20,10 +20,10 @@ PURE_LOSSES = [
 
 
 def digest_of_values(core, with_library):
-    """Return a digest of data and gradients of 200 random expressions, to the last bit.
+    """Return a digest of data and gradients of 200 random expressions, bit for bit.
 
     with_library: use also what the C library computes (exp, log, powers), else what IEEE 754
-    defines to the bit.
+    defines exactly.
     """
     rng, digest = random.Random(2026), hashlib.sha256()
     for _ in range(200):
@@ -72,7 +72,7 @@ def test_the_digest_sees_the_last_bit():
 
 @pytest.mark.skipif(not glibc_on_x86_64(), reason="other C libraries round exp and log otherwise")
 def test_the_first_losses_on_the_bundled_names_are_the_recorded_ones():
-    """To the last bit in the pure core, whose every operation is one of Values."""
+    """Bit for bit in the pure core, whose every operation is one of Values."""
     run = mg.prepare(mg.load_documents(), steps=5, n_embd=8, n_head=2, block_size=8)
     for _ in range(5):
         mg.train_step(run)

@@ -1,4 +1,4 @@
-"""Surroundings that are not ours: locales, folders, streams; each in a process of its own."""
+"""Unusual environments: locales, folders, streams; each in its own process."""
 
 import os
 import subprocess

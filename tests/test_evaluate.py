@@ -47,7 +47,7 @@ def test_the_uniform_loss_is_the_logarithm_of_the_vocabulary(run):
 
 def test_the_bigram_loss_by_hand():
     model = mg.prepare(["ab"], block_size=3).model  # a 0, b 1, BOS 2
-    # counted in BOS a b BOS, and one of each more: from a: a 1, b 2, BOS 1
+    # counted in BOS a b BOS, each plus one: from a: a 1, b 2, BOS 1
     expected = (math.log(4 / 2) + math.log(4 / 1) + math.log(4 / 1)) / 3
     assert mg.bigram_loss(model, [[2, 0, 1, 2]], [[2, 0, 0, 2, 1]]) == pytest.approx(expected)
 

@@ -91,7 +91,7 @@ def test_the_megabyte_of_text_is_one(monkeypatch, capsys):
 
 
 def test_a_run_of_the_original_can_be_brought_in(tmp_path):
-    """Its state_dict is lists of Values; plain lists of their numbers are what we take."""
+    """Its state_dict is lists of Values; we take plain lists of their numbers."""
     theirs = microgpt.prepare(["ab", "ba"], seed=1).model.state_dict
     lists = {name: [[value.data for value in row] for row in m] for name, m in theirs.items()}
     run = microgpt.prepare(["ab", "ba"], seed=2)

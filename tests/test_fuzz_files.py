@@ -1,4 +1,4 @@
-"""Hostile files: seeded mutations of good ones, and what the reader of each may answer.
+"""Hostile files: seeded mutations of good ones, and what the reader of each may do.
 
 A kind of file is one entry of KINDS: how a good file is made, how it is read, the errors that
 the reader documents. The answer is a result or one of these errors in one line; nothing hangs and

@@ -39,7 +39,7 @@ def test_a_block_op_has_the_right_gradient(core, name):
     "sizes", [{"n_embd": 4, "n_head": 2}, {"n_layer": 2, "n_embd": 6, "n_head": 3}]
 )
 def test_the_loss_of_a_gpt_falls_along_random_directions_as_its_gradient_says(docs, sizes):
-    """Of the core in use: the model takes its ops from there."""
+    """For the core in use, from which the model takes its ops."""
     names = ["emma", "ada", "bob", "c"]
     run = mg.prepare(names, seed=7, block_size=5, **sizes)
     tokens = [run.tokenizer.encode(doc) for doc in docs]

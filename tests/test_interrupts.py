@@ -1,4 +1,4 @@
-"""Ctrl-C: where it may end the work, and that what belongs together is done together."""
+"""Ctrl-C: where it may end the work, and that steps are atomic."""
 
 import copy
 import os
@@ -58,7 +58,7 @@ def with_ctrl_c(f, when, count=1):
     return interrupted
 
 
-# One step, in a loop of one's own
+# One step, in a hand-written loop
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -121,7 +121,7 @@ def test_the_update_of_the_pure_core_is_one_call_that_no_handler_interrupts():
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("loop", ["train_step", "finish", "steps"])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_as_if_nothing_had_been(loop):
-    """From outside, at moments spread over many steps; the numbers must be those of a quiet run."""
+    """From outside, at moments spread over many steps; the numbers are those of a quiet run."""
     n = 20_000 if mg.BACKEND == "cython" else 40
     run, quiet = small_run(steps=n), mg.finish(small_run(steps=n))
     waiting = 0.001 if mg.BACKEND == "cython" else 0.01
@@ -142,7 +142,7 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_as_if_nothing_had_been(l
             helper.start()
             train()
             helper.join()
-            time.sleep(0.001)  # an interrupt that is on its way comes here
+            time.sleep(0.001)  # a pending interrupt comes here
         except KeyboardInterrupt:
             helper.join()
             interrupts += 1
@@ -152,7 +152,7 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_as_if_nothing_had_been(l
     assert state(run) == state(quiet)
 
 
-# The loop of steps, which owns Ctrl-C
+# The loop of steps, which handles Ctrl-C
 
 
 def test_an_interrupt_in_the_loop_waits_until_its_body_is_done():

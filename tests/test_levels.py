@@ -1,4 +1,4 @@
-"""Instruction-set levels: chosen at run time, and equal to the last bit."""
+"""Instruction-set levels: chosen at run time, and bit-identical."""
 
 import os
 import random
@@ -14,7 +14,7 @@ import microgpt as mg
 
 @pytest.fixture
 def levels(compiled):
-    """Give the levels of this machine; afterwards the one that was in use is in use again."""
+    """Give the levels of this machine; restore the one that was in use."""
     before = compiled._level()
     yield compiled._levels()
     compiled._level(before)

@@ -32,8 +32,8 @@ def test_memory_stays_flat_over_a_long_training():
     grown, more_objects = map(int, output_of(code, backend=mg.BACKEND))
     print(f"{STEPS} steps, {grown} bytes more, {more_objects} objects more, "
           f"{time.monotonic() - began:.1f} s")  # fmt: skip
-    # A loss is a float and its place in the list. In the pure core a graph is some 10 MiB, larger
-    # for a longer name: what the longest has needed stays.
+    # A loss is a float and its slot in the list. In the pure core a graph is some 10 MiB, larger
+    # for a longer name: the memory of the largest stays.
     assert grown < (0.5 if mg.BACKEND == "cython" else 32) * 2**20 + 64 * STEPS
     assert more_objects < 20
 

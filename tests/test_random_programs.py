@@ -15,7 +15,7 @@ from ops import OPS, SPECIAL, TAME_VALUE_OPS, VALUE_OPS, assert_close, in_domain
 settings.register_profile(
     "suite",
     max_examples=int(os.environ.get("MICROGPT_EXAMPLES", "60")),
-    derandomize="MICROGPT_EXAMPLES" not in os.environ,  # the suite tries the same every time
+    derandomize="MICROGPT_EXAMPLES" not in os.environ,  # the suite runs the same every time
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -54,7 +54,7 @@ def pick(made, i):
 
 
 def value_op(c, ops, instruction, made):
-    """Return what one instruction makes of the Values that were made before."""
+    """Return what one instruction computes from the Values so far."""
     op, i, j, x = instruction
     a, b = pick(made, i), pick(made, j)
     if op == "sum":
@@ -66,9 +66,9 @@ def value_op(c, ops, instruction, made):
 
 
 def run_values(c, program):
-    """Return the Values that the program makes, and where it met which errors.
+    """Return the Values that the program computes, and where which errors were raised.
 
-    The instructions are run through several times, each time on what is the newest then.
+    The instructions are run several times, each time on the newest Values.
     """
     numbers, instructions, times = program
     made, errors = [c.Value(x) for x in numbers], []
@@ -84,7 +84,7 @@ def run_values(c, program):
 
 
 def block_op(c, op, blocks, values, i, x):
-    """Return what one instruction makes of three blocks of equal width."""
+    """Return what one instruction computes from three blocks of equal width."""
     if op == "pack of Values and numbers":
         columns = zip(*blocks[0][:3], strict=True)
         return c.Matrix.pack([[pick(values, i), x, *column] for column in columns])
@@ -216,7 +216,7 @@ def test_a_program_gives_the_same_bits_again_and_backward_twice_doubles(core, pr
             assert abs(y - 2 * x) <= 1e-12 * max(1.0, abs(x), *map(abs, entries(before)))
     for value in [v for leaf in leaves for row in rows_of(leaf) for v in row]:
         value.grad = 0.0
-    total.backward()  # what it adds to a leaf is the same to the bit
+    total.backward()  # what it adds to a leaf is bit-identical
     assert bits(gradient(leaf) for leaf in leaves) == bits(once)
 
 

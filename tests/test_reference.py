@@ -22,7 +22,7 @@ def golden(reference):
 
 @pytest.fixture(scope="module")
 def original(reference):
-    """A run on the original's names that took its first STEPS steps, and what it met on its way."""
+    """A run on the original's names that took its first STEPS steps, and what was measured then."""
     run = mg.prepare(mg.load_documents(reference / "data" / "names.txt"), steps=1000, seed=42)
     run.init = {name: matrix.tolist() for name, matrix in run.model.state_dict.items()}
     run.untrained = losses_of_emma(run)

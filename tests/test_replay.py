@@ -1,4 +1,4 @@
-"""Replay: a function of ids that is called again, whatever is done with what it gave before."""
+"""Replay: repeated calls of a function of ids, whatever is done with earlier results."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ class Net:
         return c.mean(c.cross_entropy(c.linear(x, self.w), targets))
 
     def results(self, f, *ids):
-        """Return the loss of ids and the gradients, which are 0 before and after."""
+        """Return the loss of ids and the gradients, which are 0 before and afterwards."""
         loss = f(*ids)
         loss.backward()
         gradients = [matrix.grad.tolist() for matrix in self.params]

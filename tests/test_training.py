@@ -87,7 +87,7 @@ compiled_only = pytest.mark.skipif(mg.BACKEND == "python", reason="the pure core
 
 
 class Counting(mg.GPT):
-    """A model whose forward is its own; it counts how often it runs."""
+    """A model with its own forward, which counts how often it runs."""
 
     calls = 0
 

@@ -1,6 +1,6 @@
 """The compiled core against its specification: the same inputs, the same results.
 
-Values are compared by `float.hex`, blocks within a tolerance. What is built of many ops is compared
+Values are compared by `float.hex`, blocks within a tolerance. Programs of many ops are compared
 in test_random_programs.
 """
 
@@ -79,7 +79,7 @@ def test_a_block_op_agrees(cores, name, scale):
 
 @pytest.mark.parametrize("name", SMALL_CASES)
 def test_a_block_op_has_infinities_and_nan_at_the_same_places(cores, name):
-    """Or raises the same error: one number in seven is special, and not brought into the domain.
+    """Or raises the same error: one number in seven is special, and not mapped into the domain.
 
     Numbers like 700 are left out: exp(-740) is subnormal in the pure core, 0 in the compiled one.
     """
@@ -91,7 +91,7 @@ def test_a_block_op_has_infinities_and_nan_at_the_same_places(cores, name):
         if isinstance(expected, Exception):
             assert described(actual, cores[1]) == described(expected, cores[0])
             continue
-        # where products cancel each other their rounding is left
+        # where products cancel, their rounding error is left
         finite = [abs(x) for rows in lists for row in rows for x in row if math.isfinite(x)]
         for actual_rows, expected_rows in zip(actual, expected, strict=True):
             assert_close(actual_rows, expected_rows, at_least=max([1.0, *finite]) ** 2)
@@ -112,7 +112,7 @@ def test_adam_agrees_over_many_steps(cores):
         assert_close(actual, expected, 1e-9)
 
 
-# Errors: every argument of every function replaced by everything that does not belong there.
+# Errors: every argument of every function replaced by every wrong value.
 
 
 def calls(core):

@@ -17,7 +17,7 @@ def grads(*values):
     return [value.grad for value in values]
 
 
-# One line an operation: the expression of a = 3 and b = 2, its value, its gradients by a and b.
+# One line per operation: the expression of a = 3 and b = 2, its value, the gradients of a and b.
 BINARY = {
     "a + b": (lambda a, b: a + b, 5.0, 1.0, 1.0),
     "b + a": (lambda a, b: b + a, 5.0, 1.0, 1.0),

@@ -1,10 +1,10 @@
 """Other ways to train the same model, to measure ours against.
 
-`YARDSTICKS` maps a name to a Yardstick; `load` makes the Problem that each of them trains:
+`YARDSTICKS` maps a name to a Yardstick; `load` makes the Problem that each of them trains on:
 
     problem = load("names.txt", n_embd=16, n_layer=1)
     result = YARDSTICKS["c"].train(problem, steps=1000, batch=1)
-    result.losses, result.microseconds      # one loss a step; for one document
+    result.losses, result.microseconds      # one loss per step; time per document
 
 `missing()` of a Yardstick says why it cannot run here, or is None. Importing this package imports
 the standard library only. Every train is single-threaded; set ONE_THREAD in the environment

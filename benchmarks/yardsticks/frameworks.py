@@ -63,7 +63,7 @@ class FlatAdam:
 def train_torch(problem: Problem, steps: int, batch: int = 1, flat: bool = False) -> Result:
     """Train with PyTorch in eager mode, one thread, the batch padded to its longest document.
 
-    As people write it: F.scaled_dot_product_attention (13 % faster than two products and a
+    As is usual: F.scaled_dot_product_attention (13 % faster than two products and a
     softmax) and torch.optim.Adam(fused=True) (20 % faster than the default). `flat` keeps the
     parameters in one tensor by hand instead, which saves another fifth at the smallest size.
     RMSNorm is spelled out: F.rms_norm is 5 % slower here.

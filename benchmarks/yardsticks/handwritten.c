@@ -3,7 +3,7 @@
  *   handwritten INPUT STEPS [LOSSES]
  *
  * Trains the model of INPUT (written by handwritten.py) for STEPS steps, prints the microseconds
- * a document, and writes one loss a line to LOSSES.  All sizes are constants of the compilation:
+ * per document, and writes one loss per line to LOSSES.  All sizes are compile-time constants:
  *
  *   gcc -O3 -march=x86-64-v3 -ffp-contract=off -fno-math-errno
  *       -DN_EMBD=16 -DN_LAYER=1 -DN_HEAD=4 -DBLOCK=16 -DVOCAB=27 [-DBATCH=16]
@@ -11,9 +11,9 @@
  * float64, IEEE square root and division, no fused multiply-add, no reordering by the compiler.
  * What makes it fast:
  *
- *   - Adam, half of a step, is bound by the divider: one square root and one division a parameter,
- *     both bias corrections folded into two scalars a step.
- *   - A document's rows go through a layer together; a matrix product keeps a tile of its result
+ *   - Adam, half of a step, is bound by the divider: one square root and one division per
+ *     parameter, both bias corrections folded into two scalars per step.
+ *   - A document's rows pass through a layer together; a matrix product keeps a tile of its result
  *     in registers and walks the summed index once.
  *   - No transposed copy of a weight exists.  Forward takes sums of 4 lanes and adds the lanes of
  *     12 sums at the end of a tile; backward is vectorised over the contiguous index.  Making a
@@ -76,7 +76,7 @@ ARRAY(grad[PARAMS]);
 ARRAY(moment1[PARAMS]);
 ARRAY(moment2[PARAMS]);
 
-/* What forward leaves for backward. */
+/* What forward saves for backward. */
 static struct {
     double x_in[ROWS][N], n1[ROWS][N], qkv[ROWS][3 * N], att[ROWS][N];
     double x_mid[ROWS][N], n2[ROWS][N], h[ROWS][F];
@@ -239,8 +239,8 @@ INLINE void weight_gradient(int rows, const int inner, const int outer, const do
 
 /* ---- Adam --------------------------------------------------------------------------------- */
 
-/* A moment that nothing feeds falls below 1e-308 after some 4,000 steps and would be subnormal, at
- * ten times the cost, for ever; cleared in time it costs nothing. */
+/* A moment whose gradient stays 0 falls below 1e-308 after some 4,000 steps and would be subnormal,
+ * at ten times the cost, for ever; cleared in time it costs nothing. */
 static void adam(int n, double *restrict p, double *restrict m, double *restrict v,
                  const double *restrict g)
 {
@@ -462,7 +462,7 @@ static void *read_array(FILE *file, size_t count, size_t size)
     return data;
 }
 
-/* Place parameters that stand in the script's order into `param`, heads in the lanes. */
+/* Place parameters that are in the script's order into `param`, heads in the lanes. */
 static void place(const double *from)
 {
     memcpy(param, from, (size_t)(LM_HEAD + VOCAB * N) * sizeof(double));

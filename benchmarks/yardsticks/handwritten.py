@@ -22,7 +22,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
-    """Return the directory of this process's programs; it goes when the process ends."""
+    """Return the directory of this process's programs; it is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="yardsticks-")
 
 

@@ -1,7 +1,7 @@
 """microgpt in NumPy with hand-written gradients, float64, as fast as plain NumPy goes.
 
 A step takes its documents as one (documents, positions) block, padded to the longest: with one
-document nothing is padded. At these sizes the time is NumPy's cost for a call, so the code saves
+document nothing is padded. At these sizes the time is NumPy's cost per call, so the code saves
 calls: parameters, gradients and moments are flat arrays, matrices are views into them, and query,
 key and value are one product (the script's order puts their weights side by side).
 """
@@ -154,7 +154,7 @@ class Adam:
     """Adam over one flat array.
 
     The moments are kept without their factors 1 - beta, which saves two passes over the array;
-    these and the bias corrections are folded into two scalars a step.
+    these and the bias corrections are folded into two scalars per step.
     """
 
     def __init__(self, params: Array) -> None:

@@ -1,7 +1,7 @@
 """What every yardstick is given: the documents as token ids and the first parameters.
 
 Both are the original script's, drawn from one generator in its order, so that every yardstick
-can be held against the script's own losses.
+can be compared with the script's own losses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Problem:
     documents: list[list[int]]  # token ids with BOS at both ends, shuffled
 
     def batch(self, step: int, size: int) -> list[list[int]]:
-        """Return the documents of a step, each cut to what the block takes."""
+        """Return the documents of a step, each cut to what fits the block."""
         docs = self.documents
         chosen = (docs[(step * size + b) % len(docs)] for b in range(size))
         return [doc[: BLOCK_SIZE + 1] for doc in chosen]
@@ -38,11 +38,11 @@ class Result:
 
     losses: list[float]
     microseconds: float
-    until_adam: float | None = None  # the part of it until backward has returned, where known
+    until_adam: float | None = None  # the part of it until backward has returned, if known
 
 
 def load(names: str | Path, n_embd: int = 16, n_layer: int = 1, seed: int = 42) -> Problem:
-    """Read `names` (one document a line) and draw the parameters as the script does."""
+    """Read `names` (one document per line) and draw the parameters as the script does."""
     rng = random.Random(seed)
     lines = Path(names).read_text(encoding="utf-8").splitlines()
     docs = [line.strip() for line in lines if line.strip()]
