@@ -34,7 +34,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
 cimport cython
@@ -167,6 +167,12 @@ cdef inline Matrix matrix_of(Node* node):
 
 cdef inline double data_of(Node* node) noexcept nogil:
     return place_of(node)[0] if node.kind == ELEMENT else node.data
+
+
+cdef int refuse(object check, first, second) except -1:
+    """Raise what a check says of arguments that do not fit; whatever becomes of it, raise."""
+    check(first, second)
+    raise ValueError(f"{check.__name__}: {first} and {second} do not fit")
 
 
 cdef inline bint to_double(object x, double* result) except -1:
@@ -329,13 +335,13 @@ cdef class Value:
 
     @property
     def data(self):
-        if self.node.kind == MEAN:
-            numbers_are_read()
+        numbers_are_read()
         return data_of(self.node)
 
     @data.setter
     def data(self, data):
         cdef double number = as_double(data, "data")
+        numbers_are_read()
         if self.node.kind == ELEMENT:
             place_of(self.node)[0] = number
             owner_of(self.node.left).version += 1
@@ -381,6 +387,7 @@ cdef class Value:
         cdef Node* node = self.node
         cdef Many* many
         cdef Py_ssize_t i
+        numbers_are_read()
         if node.kind == MEAN:
             return (1.0 / size_of(node.left),) * size_of(node.left)
         if node.kind == CUSTOM:
@@ -566,6 +573,7 @@ cdef class Matrix:
             for row in rows
             for item in row
         ]
+        numbers_are_read()
         cdef Node* node = new_block(PACK, len(rows), len(rows[0]))
         cdef Block* block = block_of(node)
         cdef Py_ssize_t i
@@ -588,6 +596,7 @@ cdef class Matrix:
 
     @property
     def shape(self):
+        rows_are_read(self.node)
         return shape_of(self)
 
     @property
@@ -600,6 +609,7 @@ cdef class Matrix:
         return memoryview(_Buffer.__new__(_Buffer, self, True))
 
     def __len__(self):
+        rows_are_read(self.node)
         return rows_in(self)
 
     def __iter__(self):
@@ -616,6 +626,7 @@ cdef class Matrix:
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
     def __repr__(self):
+        rows_are_read(self.node)
         return f"Matrix({block_of(self.node).rows}, {block_of(self.node).cols})"
 
     def __reduce__(self):
@@ -641,13 +652,14 @@ cdef class Matrix:
             block = block_of((<Matrix>source).node)
             if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
                 checks.load_shapes(shape_of(self), shape_of(source))
-            memmove(changing(self), block.data, size_of(self.node) * sizeof(double))
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
+            memmove(changing(self), block.data, size_of(self.node) * sizeof(double))
             return
         lists = checks.rectangle(source)
         checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
         numbers = [as_double(item, "an entry") for row in lists for item in row]
+        numbers_are_read()
         data = changing(self)
         for i in range(size_of(self.node)):
             data[i] = numbers[i]
@@ -865,7 +877,7 @@ cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
 
 cdef tuple plain_ints(object n_head, object starts):
     """Return both as ints. This can run Python code, so it goes before the look at any shape."""
-    if starts is not None and not isinstance(starts, _Ids):
+    if starts is not None and recorded_ids(starts) is NULL:
         starts = [checks.index(start) for start in starts]
     return checks.index(n_head), starts
 
@@ -1030,6 +1042,7 @@ cdef class _AdamStep:
     cdef int take(self) except -1:
         cdef Matrix p, m, v
         cdef Py_ssize_t i
+        numbers_are_read()
         self.adam.step = self.next_step
         for i in range(len(self.params)):
             p, m, v = self.params[i], self.m[i], self.v[i]

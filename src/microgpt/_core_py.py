@@ -312,6 +312,8 @@ class Replay:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
+        if hasattr(self, "f"):
+            raise TypeError("a Replay keeps its function: make another one")
         self.f = f
 
     def __call__(self, *ids: list[int] | None, key: Hashable = None) -> Any:

@@ -220,6 +220,7 @@ cdef void end_traversal(Traversal* walk) noexcept:
 
 cdef int backward_from(Node* root) except -1:
     """Traversal backward; keep the root meanwhile, whatever happens to its handle."""
+    numbers_are_read()  # a replay would not run it
     retain(root)
     try:
         return backward_below(root)

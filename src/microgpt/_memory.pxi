@@ -92,8 +92,10 @@ cdef struct IdBuffer:  # ints that nodes refer to
     Py_ssize_t limit  # all of them are below it
     IdSource source
     bint are_starts  # of documents, so that other ids follow from them
-    IdBuffer* starts  # what the last two sources are computed from; NULL: one document
-    IdBuffer* tokens  # POSITIONS: whose
+    bint is_read  # by Python
+    bint is_measured  # its length was read by Python
+    IdBuffer* starts  # what the last two sources are computed from, GIVEN; NULL: one document
+    IdBuffer* tokens  # POSITIONS: whose, GIVEN
     Index* items
 
 
@@ -463,7 +465,7 @@ cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
     ids.n = ids.capacity = 0
     ids.limit = PY_SSIZE_T_MAX
     ids.source = FIXED
-    ids.are_starts = False
+    ids.are_starts = ids.is_read = ids.is_measured = False
     ids.starts = ids.tokens = NULL
     ids.items = NULL
     try:
