@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, wraparound=False, cdivision=True
 """The autograd core, compiled: the same names in the same order as `_core_py.py`, its definition.
 
 How a graph lies in memory
@@ -147,9 +147,9 @@ cdef inline Value value_of(Node* node):
     node_for_next_handle = node
     try:
         return Value.__new__(Value)
-    except:
-        disown(node)
-        raise
+    finally:  # not `except`, whose traceback could let a finaliser take the node
+        if node_for_next_handle is node:
+            disown(node)
 
 
 cdef inline Matrix matrix_of(Node* node):
@@ -160,19 +160,19 @@ cdef inline Matrix matrix_of(Node* node):
     node_for_next_handle = node
     try:
         return Matrix.__new__(Matrix)
-    except:
-        disown(node)
-        raise
+    finally:
+        if node_for_next_handle is node:
+            disown(node)
 
 
 cdef inline double data_of(Node* node) noexcept nogil:
     return place_of(node)[0] if node.kind == ELEMENT else node.data
 
 
-cdef int refuse(object check, first, second) except -1:
-    """Raise what a check says of arguments that do not fit; whatever becomes of it, raise."""
-    check(first, second)
-    raise ValueError(f"{check.__name__}: {first} and {second} do not fit")
+cdef int refuse(object check, tuple arguments) except -1:
+    """Raise what a check says of arguments that do not fit; whatever happens in it, raise."""
+    check(*arguments)
+    raise ValueError(f"{check.__name__} of {arguments}")
 
 
 cdef inline bint to_double(object x, double* result) except -1:
@@ -393,7 +393,8 @@ cdef class Value:
         if node.kind == CUSTOM:
             many = <Many*>node.right
             return tuple([many.local_grads[i] for i in range(many.n)])
-        return tuple([node.local_grad[i] for i in range(len(self._children))])
+        return tuple([node.local_grad[i] for i in range(2) if child_at(node, i) is not NULL
+                      and node.kind <= CUSTOM1])
 
     @property
     def _op(self):
@@ -536,11 +537,16 @@ cdef class Matrix:
 
     def __cinit__(self, rows=None, cols=None):
         # The block is made here, so that there is no Matrix without one, whatever a subclass does.
-        self.initialized = node_for_next_handle is not NULL
+        cdef Node* node = node_for_next_handle
+        self.initialized = node is not NULL
         if not self.initialized:
+            self.node = unmade  # what the collector's lists give out while the sizes are asked
+            retain(unmade)
             rows, cols = checks.sizes(rows, cols)
-        self.node = node_for_next_handle if self.initialized else new_leaf_block(rows, cols)
-        attach(<PyObject*>self, self.node)
+            node = new_leaf_block(rows, cols)
+            release(unmade)
+        self.node = node
+        attach(<PyObject*>self, node)
 
     def __init__(self, rows, cols):
         if self.initialized:
@@ -567,32 +573,31 @@ cdef class Matrix:
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
-        rows = checks.rectangle(rows_of_values)
-        values = [
-            item if isinstance(item, Value) else Value(checks.number(item, "an entry"))
-            for row in rows
-            for item in row
-        ]
-        numbers_are_read()
+        cdef tuple rows = checks.rectangle(rows_of_values)
         cdef Node* node = new_block(PACK, len(rows), len(rows[0]))
         cdef Block* block = block_of(node)
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0
+        retain(node)
         try:
-            block.items = <Node**>allocate(len(values) * sizeof(Node*))
-        except:
-            disown(node)
-            raise
-        for i in range(len(values)):
-            block.items[i] = (<Value>values[i]).node
-            block.data[i] = data_of(block.items[i])
-            retain(block.items[i])
-        if no_grad_depth:
-            for i in range(len(values)):
-                release(block.items[i])  # its handle in values keeps it alive
-            PyMem_RawFree(block.items)
-            block.items = NULL
-            block.op = NONE
-        return matrix_of(node)
+            numbers_are_read()
+            block.items = <Node**>allocate(size_of(node) * sizeof(Node*))
+            memset(block.items, 0, size_of(node) * sizeof(Node*))
+            for row in rows:
+                for item in row:
+                    block.items[i] = ((<Value>item).node if isinstance(item, Value)
+                                      else new_node(LEAF, as_double(item, "an entry")))
+                    retain(block.items[i])
+                    block.data[i] = data_of(block.items[i])
+                    i += 1
+            if no_grad_depth:
+                for i in range(size_of(node)):
+                    release(block.items[i])
+                PyMem_RawFree(block.items)
+                block.items = NULL
+                block.op = NONE
+            return matrix_of(node)
+        finally:
+            release(node)
 
     @property
     def shape(self):
@@ -620,8 +625,12 @@ cdef class Matrix:
         cdef Py_ssize_t i, start, stop
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, rows_in(self))
+            if not 0 <= start < stop <= rows_in(self):
+                raise ValueError(f"rows {start}:{stop} of a Matrix")
             return rows_of(self.node, start, stop)
         i = checks.row_index(index, rows_in(self))
+        if not 0 <= i < rows_in(self):
+            raise IndexError(f"row {i} of a Matrix")
         block = block_of(self.node)
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
@@ -645,29 +654,35 @@ cdef class Matrix:
 
         Raises ValueError if the shape is another; then nothing has changed.
         """
-        cdef Block* block
-        cdef double* data
-        cdef Py_ssize_t i
+        cdef Py_ssize_t n = size_of(self.node), i = 0
+        cdef double* numbers
+        cdef tuple lists
         if isinstance(source, Matrix):
-            block = block_of((<Matrix>source).node)
-            if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
-                checks.load_shapes(shape_of(self), shape_of(source))
+            if not alike(self, source):
+                refuse(checks.load_shapes, (shape_of(self), shape_of(source)))
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
-            memmove(changing(self), block.data, size_of(self.node) * sizeof(double))
+            memmove(changing(self), block_of((<Matrix>source).node).data, n * sizeof(double))
             return
         lists = checks.rectangle(source)
-        checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
-        numbers = [as_double(item, "an entry") for row in lists for item in row]
-        numbers_are_read()
-        data = changing(self)
-        for i in range(size_of(self.node)):
-            data[i] = numbers[i]
+        if len(lists) != rows_in(self) or len(lists[0]) != cols_in(self):
+            refuse(checks.load_shapes, (shape_of(self), (len(lists), len(lists[0]))))
+        numbers = new_buffer(n)  # not a list, which what converts an entry could get hold of
+        try:
+            for row in lists:
+                for item in row:
+                    numbers[i] = as_double(item, "an entry")
+                    i += 1
+            numbers_are_read()
+            memmove(changing(self), numbers, n * sizeof(double))
+        finally:
+            free_buffer(numbers, n)
 
     def __add__(self, other):
         if not isinstance(other, Matrix):
             return NotImplemented
-        checks.add_shapes(shape_of(self), shape_of(other))
+        if not alike(self, other):
+            refuse(checks.add_shapes, (shape_of(self), shape_of(other)))
         return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), NULL, self, other))
 
 
@@ -722,6 +737,10 @@ cdef inline Py_ssize_t cols_in(Matrix x) noexcept:
     return block_of(x.node).cols
 
 
+cdef inline bint alike(Matrix a, Matrix b) noexcept:
+    return rows_in(a) == rows_in(b) and cols_in(a) == cols_in(b)
+
+
 cdef tuple shape_of(Matrix x):
     """Return the true shape; that of a subclass can be anything."""
     return rows_in(x), cols_in(x)
@@ -731,6 +750,10 @@ cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
     cdef Node* node = new_block(NONE, rows, cols)
     memset(block_of(node).data, 0, size_of(node) * sizeof(double))
     return node
+
+
+cdef Node* unmade = new_leaf_block(1, 1)
+retain(unmade)
 
 
 cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
@@ -871,7 +894,8 @@ include "_replay.pxi"  # graphs that are computed again on other ids
 cdef IdBuffer* first_rows(Matrix q, Matrix k, object starts) except NULL:
     """Return for each row of q the first key that it may see; starts are ints, _Ids or None."""
     if starts is not None:
-        checks.starts_need_equal_rows(rows_in(q), rows_in(k))
+        if rows_in(q) != rows_in(k):
+            refuse(checks.starts_need_equal_rows, (rows_in(q), rows_in(k)))
     return derived_ids(FIRST_KEYS, starts, rows_in(q))
 
 
@@ -887,7 +911,7 @@ cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
     if not (rows_in(k) == rows_in(v) and cols_in(k) == cols_in(v) and cols_in(q) == cols_in(k)
             and rows_in(q) <= rows_in(k) and 1 <= n_head <= cols_in(q)
             and cols_in(q) % n_head == 0):
-        checks.attention_shapes(shape_of(q), shape_of(k), shape_of(v), n_head)
+        refuse(checks.attention_shapes, (shape_of(q), shape_of(k), shape_of(v), n_head))
     return n_head
 
 
@@ -906,7 +930,7 @@ def linear(Matrix x not None, Matrix w not None):
     Raises ValueError if the two nin differ.
     """
     if cols_in(x) != cols_in(w):
-        checks.linear_shapes(shape_of(x), shape_of(w))
+        refuse(checks.linear_shapes, (shape_of(x), shape_of(w)))
     return record(block_op(LINEAR, rows_in(x), rows_in(w), NULL, x, w))
 
 
@@ -972,7 +996,7 @@ def cross_entropy(Matrix logits not None, targets):
     if ids.n != rows_in(logits):
         targets = ids.n
         release_ids(ids)
-        checks.one_target_per_row(rows_in(logits), targets)
+        refuse(checks.one_target_per_row, (rows_in(logits), targets))
     return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, ids, logits))
 
 
@@ -995,14 +1019,14 @@ cdef class _AdamStep:
     """One step, checked: from here on it needs no memory and runs no Python but the count."""
 
     cdef object adam, next_step
-    cdef list params, m, v
+    cdef tuple params, m, v  # not lists, which what sets the step could get hold of
     cdef double rate, beta1, beta2, eps
 
     def __cinit__(self, adam, lr):
         cdef double correction1, correction2
         cdef Matrix param
         self.adam = adam
-        self.params, self.m, self.v = list(adam.params), list(adam.m), list(adam.v)
+        self.params, self.m, self.v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
         step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
         if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
                 and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
@@ -1010,9 +1034,9 @@ cdef class _AdamStep:
                 and eps > 0.0):  # else the checks have nothing to say
             step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
         if not self.shapes_fit():
-            checks.adam_shapes(
-                *[[shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)]
-            )
+            refuse(checks.adam_shapes, tuple([
+                [shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)
+            ]))
         for param in self.params:
             need_grad(param.node)
         self.next_step = step + 1
@@ -1027,15 +1051,14 @@ cdef class _AdamStep:
         cdef Matrix param, first, second
         cdef Py_ssize_t i
         for matrices in (self.params, self.m, self.v):
-            for x in <list>matrices:
+            for x in <tuple>matrices:
                 if not isinstance(x, Matrix):
                     raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
         if not len(self.params) == len(self.m) == len(self.v):
             return False
         for i in range(len(self.params)):
             param, first, second = self.params[i], self.m[i], self.v[i]
-            if not (rows_in(param) == rows_in(first) == rows_in(second)
-                    and cols_in(param) == cols_in(first) == cols_in(second)):
+            if not (alike(param, first) and alike(param, second)):
                 return False
         return True
 

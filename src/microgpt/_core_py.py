@@ -489,7 +489,7 @@ def adam_update(adam: Any, lr: float) -> None:
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    params, m, v = list(adam.params), list(adam.m), list(adam.v)
+    params, m, v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
     for matrix in params + m + v:
         _require(matrix, "a param or moment")
     checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
@@ -497,7 +497,7 @@ def adam_update(adam: Any, lr: float) -> None:
         adam.step, lr, adam.beta1, adam.beta2, adam.eps
     )
     correction1, correction2 = 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)
-    changes = []
+    changes = [(adam, "step", step + 1)]  # first: if it is refused, nothing has changed
     for matrices in zip(params, m, v, strict=True):
         for rows in zip(*matrices, strict=True):
             for p, first, second in zip(*rows, strict=True):
@@ -511,7 +511,6 @@ def adam_update(adam: Any, lr: float) -> None:
                     (p, "_data", p_new),
                     (p, "_grad", 0.0),
                 ]
-    changes.append((adam, "step", step + 1))
     for matrix in params + m + v:
         matrix._changes[0] += 1
     deque(starmap(setattr, changes), maxlen=0)  # one call into C: no signal handler runs inside

@@ -396,7 +396,7 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
     global spare_blocks
     cdef Node* node
     cdef Block* block = spare_blocks
-    if cols > PY_SSIZE_T_MAX // rows:
+    if rows < 1 or cols < 1 or cols > PY_SSIZE_T_MAX // rows:
         raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
     if block is NULL or requests_until_failure:
         block = <Block*>allocate(sizeof(Block))

@@ -144,7 +144,7 @@ cdef IdBuffer* derived_ids(IdSource source, object starts, Py_ssize_t rows) exce
         given = ids_of(starts, rows, "start")
     try:
         if given is not NULL and not starts_fit(given, rows):
-            refuse(checks.document_starts, rows, [given.items[i] for i in range(given.n)])
+            refuse(checks.document_starts, (rows, [given.items[i] for i in range(given.n)]))
         ids = new_ids(rows)
     except:
         release_ids(given)
@@ -175,7 +175,7 @@ def positions(tokens, starts=None, block_size=None):
     cdef IdBuffer* given = recorded_ids(tokens)
     cdef Py_ssize_t t, longest = 0, rows = len(tokens) if given is NULL else given.n
     if rows == 0:
-        refuse(checks.document_starts, 0, [])
+        refuse(checks.document_starts, (0, []))
     cdef _Ids result = _Ids.__new__(_Ids)
     result.buffer = derived_ids(POSITIONS, starts, rows)
     no_ids.refs -= 1
