@@ -348,6 +348,41 @@ def test_a_handler_that_runs_in_the_middle_of_a_sort_may_use_the_graph(compiled)
     assert met and "another thread" in met[0]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_handler_that_changes_numbers_in_the_middle_of_a_sort_ends_it(compiled):
+    """Its block was visited, and found unchanged, before the long chain below it."""
+    x, w = compiled.Matrix.of([[1.0, 2.0]]), compiled.Matrix.of([[3.0, 4.0]])
+    y = x[0][0]
+    for _ in range(300_000):
+        y = y * 1.0
+    changed = []
+
+    def handler(*_):
+        try:
+            y.backward()
+        except RuntimeError:  # a sort is at work
+            w.load([[5.0, 6.0]])
+            changed.append(True)
+
+    signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(100):
+            loss = compiled.mean(compiled.linear(compiled.Matrix.pack([[y, y]]), w))
+            gradients = w.grad.tolist()
+            signal.setitimer(signal.ITIMER_REAL, 0.003)
+            try:
+                loss.backward()
+                time.sleep(0.02)
+                refused = False
+            except RuntimeError as error:
+                refused = "linear was computed from have changed" in str(error)
+            if changed:
+                break
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert changed and refused and w.grad.tolist() == gradients
+
+
 def test_a_copy_of_an_interrupted_run_goes_on_alike(monkeypatch):
     run = small_run()
     mg.train_step(run)

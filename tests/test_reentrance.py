@@ -6,6 +6,7 @@ to set the count of steps. Hooks of the profiler and finalisers run between two 
 
 import gc
 import sys
+import threading
 
 import pytest
 from adam_state import AdamState
@@ -60,17 +61,19 @@ def test_a_profile_hook_cannot_exchange_what_was_checked(core):
         lambda: table.load([[1.0, 2.0], [3.0, 4.0]]),
         lambda: core.adam_update(AdamState([table], [m], [v]), 0.0),
     ]
-    new = []
 
-    def hook(frame, event, result):
-        if event == "return" and frame.f_code.co_filename.endswith("_checks.py"):
-            for found in [result, *frame.f_locals.values()]:
-                if type(found) is list:
-                    found[:] = new
+    def that_gives(answer):
+        def hook(frame, event, result):
+            if event == "return" and frame.f_code.co_filename.endswith("_checks.py"):
+                for found in [result, *frame.f_locals.values()]:
+                    if type(found) is list:
+                        found[:] = answer
 
-    for new in (new, [10**6, 10**6], ["a", "a"], [0] * 10_000, [-1, 0]):
+        return hook
+
+    for answer in ([], [10**6, 10**6], ["a", "a"], [0] * 10_000, [-1, 0]):
         for call in calls:
-            sys.setprofile(hook)
+            sys.setprofile(that_gives(answer))
             try:
                 call()
             except (TypeError, ValueError, IndexError):
@@ -156,3 +159,87 @@ def test_an_update_works_on_the_matrices_that_were_checked(core):
     core.adam_update(state, 0.1)
     core.adam_update(Exchanging([p], [m], [v]), 0.1)
     assert p.tolist() == expected.tolist() and small.tolist() == [[0.0]]
+
+
+# Other threads, which run where the core gives up the interpreter's lock.
+
+
+def in_threads(*works):
+    """Run each of the functions in a thread of its own until the first ends; return the errors."""
+    errors, stop = [], threading.Event()
+
+    def repeat(work):
+        try:
+            while not stop.is_set():
+                try:
+                    if work():
+                        break
+                except RuntimeError as error:
+                    errors.append(str(error))
+        finally:
+            stop.set()
+
+    threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+@pytest.mark.parametrize("change", ["load", "element", "update"])
+def test_numbers_that_another_thread_computes_with_do_not_change(compiled, change):
+    """A replay of many numbers is one of the old parameters or one of the new, never of both."""
+    table, one = compiled.Matrix.of([[1.0] * 512] * 2), compiled.Matrix.of([[0.0] * 512] * 2)
+    moments = compiled.Matrix(2, 512), compiled.Matrix(2, 512)
+    state = AdamState([table], [moments[0]], [moments[1]])
+    element = table[0][0]
+    replay = compiled.Replay(lambda ids: compiled.relu(compiled.embedding(table, ids)))
+    ids = [0] * 2000
+    replay(ids)
+    seen, changes = [], [0]
+
+    def compute():
+        numbers = replay(ids).data
+        seen.append([numbers[i, j] for i in (0, 500, 1000, 1999) for j in (0, 300, 511)])
+        return len(seen) > 100
+
+    def change_it():
+        if change == "load":
+            one.load([[float(changes[0])] * 512] * 2)
+            table.load(one)
+        elif change == "element":
+            element.data = float(changes[0])
+        else:
+            for value in table[0]:
+                value.grad = 1.0
+            compiled.adam_update(state, 0.01)
+        changes[0] += 1
+
+    errors = in_threads(compute, change_it)
+    assert set(errors) <= {"another thread is computing a part of this graph"}
+    for numbers in seen:
+        assert len(set(numbers[::3])) == 1, "rows of one time and rows of another"
+        assert change == "element" or len(set(numbers)) == 1
+
+
+def test_an_update_waits_for_no_thread_and_mixes_with_none(compiled):
+    """Two threads that train the same parameters: a step is refused whole, or taken whole."""
+    w = compiled.Matrix.of([[0.01] * 256] * 256)
+    x = compiled.Matrix.of([[1.0] * 256] * 256)
+    state = AdamState([w], [compiled.Matrix(256, 256)], [compiled.Matrix(256, 256)])
+    taken = [0]
+
+    def step():
+        loss = compiled.mean(compiled.linear(x, w))
+        compiled.adam_minimize(loss, state, 0.001)
+        taken[0] += 1
+        return taken[0] > 15
+
+    errors = in_threads(step, step)
+    allowed = ("another thread is computing a part", "numbers that linear was computed from")
+    assert all(error.startswith(allowed) for error in errors)
+    assert state.step == taken[0]
+    # All entries have the same gradients, so they stay alike unless an update mixed with a sweep.
+    assert all(len(set(matrix.tolist()[0])) == 1 for matrix in (w, state.m[0], state.v[0]))
+    assert all(row == matrix.tolist()[0] for matrix in (w, state.m[0]) for row in matrix.tolist())

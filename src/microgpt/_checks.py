@@ -202,8 +202,8 @@ def starts_need_equal_rows(rows: int, keys: int) -> None:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
 
 
-def changed_since_forward(op: str) -> None:
-    raise RuntimeError(f"numbers that {op} was computed from have changed since, before backward")
+def changed_since_forward(op: str, how: str) -> None:
+    raise RuntimeError(f"numbers that {op} {how} have changed since, before backward")
 
 
 def adam_shapes(params: list[Shape], m: list[Shape], v: list[Shape]) -> None:

@@ -343,8 +343,8 @@ cdef class Value:
         cdef double number = as_double(data, "data")
         numbers_are_read()
         if self.node.kind == ELEMENT:
+            numbers_change(self.node.left)
             place_of(self.node)[0] = number
-            owner_of(self.node.left).version += 1
         else:
             self.node.data = number
 
@@ -360,6 +360,7 @@ cdef class Value:
     def grad(self, grad):
         cdef double number = as_double(grad, "grad")
         if self.node.kind == ELEMENT:
+            require_unused(self.node.left)
             need_grad(self.node.left)
             block_of(self.node.left).grad[<uintptr_t>self.node.right] = number
         else:
@@ -652,7 +653,8 @@ cdef class Matrix:
     def load(self, source):
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
-        Raises ValueError if the shape is another; then nothing has changed.
+        Raises ValueError if the shape is another, RuntimeError while another thread computes with
+        it; then nothing has changed.
         """
         cdef Py_ssize_t n = size_of(self.node), i = 0
         cdef double* numbers
@@ -1009,10 +1011,26 @@ def mean(Matrix x not None):
     return result
 
 
-cdef inline double* changing(Matrix x) noexcept:
+cdef inline int numbers_change(Node* node) except -1:
+    """Count a change of a block's numbers from outside; refuse it while a thread computes."""
+    global n_changes
+    require_unused(node)
+    owner_of(node).version += 1
+    n_changes += 1
+    return 0
+
+
+cdef inline double* changing(Matrix x) except NULL:
     """Return the numbers of x, which are about to change."""
-    owner_of(x.node).version += 1
+    numbers_change(x.node)
     return block_of(x.node).data
+
+
+cdef int require_all_unused(tuple matrices) except -1:
+    cdef Matrix x
+    for x in matrices:
+        require_unused(x.node)
+    return 0
 
 
 cdef class _AdamStep:
@@ -1062,11 +1080,27 @@ cdef class _AdamStep:
                 return False
         return True
 
+    cdef void claim(self, int change) noexcept:
+        """Claim all blocks for the update, by -1, or give them back, by 1. It makes no object."""
+        cdef Py_ssize_t i
+        for i in range(len(self.params)):
+            owner_of((<Matrix>self.params[i]).node).in_use += change
+            owner_of((<Matrix>self.m[i]).node).in_use += change
+            owner_of((<Matrix>self.v[i]).node).in_use += change
+
     cdef int take(self) except -1:
         cdef Matrix p, m, v
         cdef Py_ssize_t i
         numbers_are_read()
-        self.adam.step = self.next_step
+        require_all_unused(self.params)
+        require_all_unused(self.m)
+        require_all_unused(self.v)
+        # What sets the count may let another thread begin a computation that reads the numbers.
+        self.claim(-1)
+        try:
+            self.adam.step = self.next_step
+        finally:
+            self.claim(1)
         for i in range(len(self.params)):
             p, m, v = self.params[i], self.m[i], self.v[i]
             adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.rate,

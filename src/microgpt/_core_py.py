@@ -182,7 +182,7 @@ class Value:
         topo = _topological_sort(self)
         for node in topo:
             if node._op.__class__ is _BlockLabel:
-                node._op.refuse_changed_inputs()
+                node._op.refuse_changed_numbers()
         for node in topo:
             node._grad = 0.0
         self._grad = 1.0
@@ -584,7 +584,7 @@ def _matrix(rows, op="", *inputs):
     matrix._changes = [0]
     if inputs and grad_enabled():
         first = matrix._rows[0][0]
-        first._op = _BlockLabel(first._op).of(op, inputs)
+        first._op = _BlockLabel(first._op).of(op, inputs, matrix)
     return matrix
 
 
@@ -594,13 +594,17 @@ class _BlockLabel(str):
     So backward can tell that numbers were changed meanwhile, and no other Value bears the cost.
     """
 
-    def of(self, op, inputs):
-        self.op, self.counts = op, [(matrix._changes, matrix._changes[0]) for matrix in inputs]
+    def of(self, op, inputs, result):
+        needed = [(matrix._changes, "was computed from") for matrix in inputs]
+        if op in ("softmax", "attention_weights"):  # their derivative is in terms of the result
+            needed.append((result._changes, "gave"))
+        self.op, self.counts = op, [(changes, changes[0], how) for changes, how in needed]
         return self
 
-    def refuse_changed_inputs(self):
-        if any(changes[0] != count for changes, count in self.counts):
-            checks.changed_since_forward(self.op)
+    def refuse_changed_numbers(self):
+        for changes, count, how in self.counts:
+            if changes[0] != count:
+                checks.changed_since_forward(self.op, how)
 
 
 def _topological_sort(root):

@@ -107,8 +107,10 @@ cdef struct Block:
     double* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Node* inputs[3]
-    uint32_t version  # counts the changes of its numbers from outside; a view has that of its owner
-    uint32_t seen[3]  # the versions of the inputs that the forward read
+    uint64_t version  # counts the changes of its numbers from outside; a view has that of its owner
+    uint64_t made  # the version that the forward wrote
+    uint64_t seen[3]  # the versions of the inputs that the forward read
+    int in_use  # n: by n computations without the GIL; -n: by n updates that are about to begin
     Node** items  # PACK: one scalar node an entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids

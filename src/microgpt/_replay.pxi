@@ -236,6 +236,7 @@ cdef class _Graph:
     cdef list derived  # the _Ids of positions
     cdef bint known  # nothing was done that cannot be done again, and all parts fit together
     cdef bint fixed_rows
+    cdef bint loads  # into a Matrix that others may look at meanwhile
     cdef bint busy
 
     def __cinit__(self, arguments):
@@ -289,6 +290,7 @@ cdef class _Graph:
         block.n_inputs = 2
         retain(target)
         retain(source)
+        self.loads = True
         try:
             return self.add(node)
         except:
@@ -416,23 +418,32 @@ cdef class _Graph:
                     self.entries += y.rows * y.cols + y.n_saved
         return True
 
+    cdef bint any_is_claimed(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if is_claimed(self.steps[i].node):
+                return True
+        return False
+
     cdef int forward(self) except -1:
         cdef Py_ssize_t i
         cdef uint16_t number
         for i in range(self.n):
             if self.steps[i].node.mark:
                 raise RuntimeError(BUSY)
-        if self.entries < LONG_TRAVERSAL:
+        if self.entries < LONG_TRAVERSAL or self.loads or self.any_is_claimed():
             forward_steps(self.steps, self.n)
             return 0
         number = take_number()
         self.busy = True
         for i in range(self.n):
             self.steps[i].node.mark = number
+            hold(self.steps[i].node, 1)
         with nogil:
             forward_steps(self.steps, self.n)
         for i in range(self.n):
             self.steps[i].node.mark = 0
+            hold(self.steps[i].node, -1)
         self.busy = False
         numbers_in_use[number] = False
         return 0
@@ -479,6 +490,7 @@ cdef void forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
 
 cdef enum:
     MAX_ENTRIES = 1 << 23  # of the graphs of one Replay together: 64 MiB
+    MAX_ARGUMENTS = 29  # one bit each
 
 
 @cython.final
@@ -510,12 +522,14 @@ cdef class Replay:
 
     def __call__(self, *ids, key=None):
         cdef _Graph graph
+        cdef Py_ssize_t kind = 2 + (no_grad_depth != 0)  # the leading 1 tells how many follow
+        if tape is not NULL or len(ids) > MAX_ARGUMENTS:  # a part of what another one records
+            return self.f(*ids)
         for numbers in ids:
             if numbers is not None and type(numbers) is not list:
                 return self.f(*ids)
-        if tape is not NULL:  # a part of what another one records
-            return self.f(*ids)
-        key = key, no_grad_depth != 0, tuple([numbers is None for numbers in ids])
+            kind = 2 * kind + (numbers is None)
+        key = key, kind
         graph = self.graphs.get(key)
         if graph is None:
             return self.record(key, ids)
