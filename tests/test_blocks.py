@@ -1090,6 +1090,38 @@ def test_numbers_that_changed_between_forward_and_backward_are_refused(core, nam
     assert (x.grad.tolist(), w.grad.tolist()) == before
 
 
+RESULTS = {
+    "softmax": lambda c, x: c.softmax(x),
+    "softmax of a view": lambda c, x: c.softmax(x[:1]),
+    "attention_weights": lambda c, x: c.attention_weights(x, x, 1),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_that_changed_before_backward_are_refused_where_it_needs_them(core, name):
+    x = core.Matrix.of([[0.5, -1.0], [2.0, 0.25]])
+    y = RESULTS[name](core, x)
+    core.mean(y).backward()
+    before = x.grad.tolist()
+    y.load(y.tolist())
+    loss = core.mean(y + y)
+    with pytest.raises(RuntimeError, match="numbers that .* gave have changed between"):
+        loss.backward()
+    assert x.grad.tolist() == before
+
+
+@pytest.mark.parametrize("op", ["relu", "rmsnorm", "linear", "attention", "cross_entropy"])
+def test_results_that_changed_before_backward_may_where_it_does_not_need_them(core, op):
+    x = core.Matrix.of([[0.5, -1.0], [2.0, 0.25]])
+    rest = {"linear": [x], "attention": [x, x, 1], "cross_entropy": [[0, 1]]}.get(op, [])
+    y = getattr(core, op)(x, *rest)
+    core.mean(y).backward()
+    once = x.grad.tolist()
+    y.load([[7.0] * y.shape[1]] * 2)
+    core.mean(y).backward()
+    assert_close(x.grad.tolist(), [[2 * number for number in row] for row in once])
+
+
 def test_numbers_that_backward_does_not_need_may_change(core):
     x = core.Matrix.of([[0.5, -1.0], [2.0, 0.25]])
     loss = core.mean(core.cross_entropy(core.embedding(x, [0, 1]) + x, [1, 0]))
@@ -1110,7 +1142,7 @@ def test_an_element_that_changed_meanwhile_is_refused_by_the_compiled_core(core)
     loss = core.mean(core.linear(x, w))
     w[0][1].data = 7.0
     if core.__name__.endswith("._core"):
-        with pytest.raises(RuntimeError, match="the inputs of linear have changed"):
+        with pytest.raises(RuntimeError, match="numbers that linear was computed from have changed"):
             loss.backward()
     else:
         loss.backward()

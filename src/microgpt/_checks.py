@@ -110,9 +110,12 @@ def sizes(rows: Any, cols: Any) -> Shape:
     return rows, cols
 
 
-def rectangle(lists: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """Return lists as a list of lists; raise ValueError unless all have the same length > 0."""
-    rows = [list(row) for row in lists]
+def rectangle(lists: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
+    """Return lists as a tuple of tuples; raise ValueError unless all have the same length > 0.
+
+    Tuples, for what converts an entry later could get hold of a list and change its length.
+    """
+    rows = tuple([tuple(row) for row in lists])
     lengths = {len(row) for row in rows}
     if not rows or 0 in lengths:
         raise ValueError("a Matrix has at least one row and one column")
@@ -199,8 +202,8 @@ def starts_need_equal_rows(rows: int, keys: int) -> None:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")
 
 
-def changed_since_forward(op: str) -> None:
-    raise RuntimeError(f"the inputs of {op} have changed between its forward and backward")
+def changed_since_forward(op: str, how: str) -> None:
+    raise RuntimeError(f"numbers that {op} {how} have changed between its forward and backward")
 
 
 def adam_shapes(params: list[Shape], m: list[Shape], v: list[Shape]) -> None:

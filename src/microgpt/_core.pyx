@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, wraparound=False, cdivision=True
 """The autograd core, compiled: the same names in the same order as `_core_py.py`, its definition.
 
 How a graph is laid out in memory
@@ -34,7 +34,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
 cimport cython
@@ -147,9 +147,9 @@ cdef inline Value value_of(Node* node):
     node_for_next_handle = node
     try:
         return Value.__new__(Value)
-    except:
-        disown(node)
-        raise
+    finally:  # not `except`, whose traceback could let a finaliser take the node
+        if node_for_next_handle is node:
+            disown(node)
 
 
 cdef inline Matrix matrix_of(Node* node):
@@ -160,13 +160,19 @@ cdef inline Matrix matrix_of(Node* node):
     node_for_next_handle = node
     try:
         return Matrix.__new__(Matrix)
-    except:
-        disown(node)
-        raise
+    finally:
+        if node_for_next_handle is node:
+            disown(node)
 
 
 cdef inline double data_of(Node* node) noexcept nogil:
     return place_of(node)[0] if node.kind == ELEMENT else node.data
+
+
+cdef int refuse(object check, tuple arguments) except -1:
+    """Raise what a check says of arguments that do not fit; whatever happens in it, raise."""
+    check(*arguments)
+    raise ValueError(f"{check.__name__} of {arguments}")
 
 
 cdef inline bint to_double(object x, double* result) except -1:
@@ -329,16 +335,16 @@ cdef class Value:
 
     @property
     def data(self):
-        if self.node.kind == MEAN:
-            numbers_are_read()
+        numbers_are_read()
         return data_of(self.node)
 
     @data.setter
     def data(self, data):
         cdef double number = as_double(data, "data")
+        numbers_are_read()
         if self.node.kind == ELEMENT:
+            numbers_change(self.node.left)
             place_of(self.node)[0] = number
-            owner_of(self.node.left).version += 1
         else:
             self.node.data = number
 
@@ -354,6 +360,7 @@ cdef class Value:
     def grad(self, grad):
         cdef double number = as_double(grad, "grad")
         if self.node.kind == ELEMENT:
+            require_unused(self.node.left)
             need_grad(self.node.left)
             block_of(self.node.left).grad[<uintptr_t>self.node.right] = number
         else:
@@ -381,12 +388,14 @@ cdef class Value:
         cdef Node* node = self.node
         cdef Many* many
         cdef Py_ssize_t i
+        numbers_are_read()
         if node.kind == MEAN:
             return (1.0 / size_of(node.left),) * size_of(node.left)
         if node.kind == CUSTOM:
             many = <Many*>node.right
             return tuple([many.local_grads[i] for i in range(many.n)])
-        return tuple([node.local_grad[i] for i in range(len(self._children))])
+        return tuple([node.local_grad[i] for i in range(2) if child_at(node, i) is not NULL
+                      and node.kind <= CUSTOM1])
 
     @property
     def _op(self):
@@ -529,11 +538,16 @@ cdef class Matrix:
 
     def __cinit__(self, rows=None, cols=None):
         # The block is made here, so that there is no Matrix without one, whatever a subclass does.
-        self.initialized = node_for_next_handle is not NULL
+        cdef Node* node = node_for_next_handle
+        self.initialized = node is not NULL
         if not self.initialized:
+            self.node = unmade  # what the collector's lists give out while the sizes are asked
+            retain(unmade)
             rows, cols = checks.sizes(rows, cols)
-        self.node = node_for_next_handle if self.initialized else new_leaf_block(rows, cols)
-        attach(<PyObject*>self, self.node)
+            node = new_leaf_block(rows, cols)
+            release(unmade)
+        self.node = node
+        attach(<PyObject*>self, node)
 
     def __init__(self, rows, cols):
         if self.initialized:
@@ -560,34 +574,35 @@ cdef class Matrix:
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
-        rows = checks.rectangle(rows_of_values)
-        values = [
-            item if isinstance(item, Value) else Value(checks.number(item, "an entry"))
-            for row in rows
-            for item in row
-        ]
+        cdef tuple rows = checks.rectangle(rows_of_values)
         cdef Node* node = new_block(PACK, len(rows), len(rows[0]))
         cdef Block* block = block_of(node)
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0
+        retain(node)
         try:
-            block.items = <Node**>allocate(len(values) * sizeof(Node*))
-        except:
-            disown(node)
-            raise
-        for i in range(len(values)):
-            block.items[i] = (<Value>values[i]).node
-            block.data[i] = data_of(block.items[i])
-            retain(block.items[i])
-        if no_grad_depth:
-            for i in range(len(values)):
-                release(block.items[i])  # its handle in values keeps it alive
-            PyMem_RawFree(block.items)
-            block.items = NULL
-            block.op = NONE
-        return matrix_of(node)
+            numbers_are_read()
+            block.items = <Node**>allocate(size_of(node) * sizeof(Node*))
+            memset(block.items, 0, size_of(node) * sizeof(Node*))
+            for row in rows:
+                for item in row:
+                    block.items[i] = ((<Value>item).node if isinstance(item, Value)
+                                      else new_node(LEAF, as_double(item, "an entry")))
+                    retain(block.items[i])
+                    block.data[i] = data_of(block.items[i])
+                    i += 1
+            if no_grad_depth:
+                for i in range(size_of(node)):
+                    release(block.items[i])
+                PyMem_RawFree(block.items)
+                block.items = NULL
+                block.op = NONE
+            return matrix_of(node)
+        finally:
+            release(node)
 
     @property
     def shape(self):
+        rows_are_read(self.node)
         return shape_of(self)
 
     @property
@@ -600,6 +615,7 @@ cdef class Matrix:
         return memoryview(_Buffer.__new__(_Buffer, self, True))
 
     def __len__(self):
+        rows_are_read(self.node)
         return rows_in(self)
 
     def __iter__(self):
@@ -610,12 +626,17 @@ cdef class Matrix:
         cdef Py_ssize_t i, start, stop
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, rows_in(self))
+            if not 0 <= start < stop <= rows_in(self):
+                raise ValueError(f"rows {start}:{stop} of a Matrix")
             return rows_of(self.node, start, stop)
         i = checks.row_index(index, rows_in(self))
+        if not 0 <= i < rows_in(self):
+            raise IndexError(f"row {i} of a Matrix")
         block = block_of(self.node)
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
     def __repr__(self):
+        rows_are_read(self.node)
         return f"Matrix({block_of(self.node).rows}, {block_of(self.node).cols})"
 
     def __reduce__(self):
@@ -632,30 +653,38 @@ cdef class Matrix:
     def load(self, source):
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
-        Raises ValueError if the shape differs; nothing is changed then.
+        Raises ValueError if the shape differs, RuntimeError while another thread computes with it;
+        nothing is changed then.
         """
-        cdef Block* block
-        cdef double* data
-        cdef Py_ssize_t i
+        cdef Py_ssize_t n = size_of(self.node), i = 0
+        cdef double* numbers
+        cdef tuple lists
         if isinstance(source, Matrix):
-            block = block_of((<Matrix>source).node)
-            if block.rows != block_of(self.node).rows or block.cols != block_of(self.node).cols:
-                checks.load_shapes(shape_of(self), shape_of(source))
-            memmove(changing(self), block.data, size_of(self.node) * sizeof(double))
+            if not alike(self, source):
+                refuse(checks.load_shapes, (shape_of(self), shape_of(source)))
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
+            memmove(changing(self), block_of((<Matrix>source).node).data, n * sizeof(double))
             return
         lists = checks.rectangle(source)
-        checks.load_shapes(shape_of(self), (len(lists), len(lists[0])))
-        numbers = [as_double(item, "an entry") for row in lists for item in row]
-        data = changing(self)
-        for i in range(size_of(self.node)):
-            data[i] = numbers[i]
+        if len(lists) != rows_in(self) or len(lists[0]) != cols_in(self):
+            refuse(checks.load_shapes, (shape_of(self), (len(lists), len(lists[0]))))
+        numbers = new_buffer(n)  # not a list, which what converts an entry could get hold of
+        try:
+            for row in lists:
+                for item in row:
+                    numbers[i] = as_double(item, "an entry")
+                    i += 1
+            numbers_are_read()
+            memmove(changing(self), numbers, n * sizeof(double))
+        finally:
+            free_buffer(numbers, n)
 
     def __add__(self, other):
         if not isinstance(other, Matrix):
             return NotImplemented
-        checks.add_shapes(shape_of(self), shape_of(other))
+        if not alike(self, other):
+            refuse(checks.add_shapes, (shape_of(self), shape_of(other)))
         return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), NULL, self, other))
 
 
@@ -710,6 +739,10 @@ cdef inline Py_ssize_t cols_in(Matrix x) noexcept:
     return block_of(x.node).cols
 
 
+cdef inline bint alike(Matrix a, Matrix b) noexcept:
+    return rows_in(a) == rows_in(b) and cols_in(a) == cols_in(b)
+
+
 cdef tuple shape_of(Matrix x):
     """Return the true shape; that of a subclass can be anything."""
     return rows_in(x), cols_in(x)
@@ -719,6 +752,10 @@ cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
     cdef Node* node = new_block(NONE, rows, cols)
     memset(block_of(node).data, 0, size_of(node) * sizeof(double))
     return node
+
+
+cdef Node* unmade = new_leaf_block(1, 1)
+retain(unmade)
 
 
 cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
@@ -859,13 +896,14 @@ include "_replay.pxi"  # graphs replayed on other ids
 cdef IdBuffer* first_keys(Matrix q, Matrix k, object starts) except NULL:
     """Return for each row of q the first key that it may see; starts are ints, _Ids or None."""
     if starts is not None:
-        checks.starts_need_equal_rows(rows_in(q), rows_in(k))
+        if rows_in(q) != rows_in(k):
+            refuse(checks.starts_need_equal_rows, (rows_in(q), rows_in(k)))
     return derived_ids(FIRST_KEYS, starts, rows_in(q))
 
 
 cdef tuple plain_ints(object n_head, object starts):
     """Return both as ints. This can run Python code, so it comes before any shape is read."""
-    if starts is not None and not isinstance(starts, _Ids):
+    if starts is not None and recorded_ids(starts) is NULL:
         starts = [checks.index(start) for start in starts]
     return checks.index(n_head), starts
 
@@ -875,7 +913,7 @@ cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
     if not (rows_in(k) == rows_in(v) and cols_in(k) == cols_in(v) and cols_in(q) == cols_in(k)
             and rows_in(q) <= rows_in(k) and 1 <= n_head <= cols_in(q)
             and cols_in(q) % n_head == 0):
-        checks.attention_shapes(shape_of(q), shape_of(k), shape_of(v), n_head)
+        refuse(checks.attention_shapes, (shape_of(q), shape_of(k), shape_of(v), n_head))
     return n_head
 
 
@@ -894,7 +932,7 @@ def linear(Matrix x not None, Matrix w not None):
     Raises ValueError if the two nin differ.
     """
     if cols_in(x) != cols_in(w):
-        checks.linear_shapes(shape_of(x), shape_of(w))
+        refuse(checks.linear_shapes, (shape_of(x), shape_of(w)))
     return record(block_op(LINEAR, rows_in(x), rows_in(w), NULL, x, w))
 
 
@@ -961,7 +999,7 @@ def cross_entropy(Matrix logits not None, targets):
     if ids.n != rows_in(logits):
         targets = ids.n
         release_ids(ids)
-        checks.one_target_per_row(rows_in(logits), targets)
+        refuse(checks.one_target_per_row, (rows_in(logits), targets))
     return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, ids, logits))
 
 
@@ -974,24 +1012,40 @@ def mean(Matrix x not None):
     return result
 
 
-cdef inline double* changing(Matrix x) noexcept:
+cdef inline int numbers_change(Node* node) except -1:
+    """Count a change of a block's numbers from outside; refuse it while a thread computes."""
+    global n_changes
+    require_unused(node)
+    owner_of(node).version += 1
+    n_changes += 1
+    return 0
+
+
+cdef inline double* changing(Matrix x) except NULL:
     """Return the numbers of x, which are about to change."""
-    owner_of(x.node).version += 1
+    numbers_change(x.node)
     return block_of(x.node).data
+
+
+cdef int require_all_unused(tuple matrices) except -1:
+    cdef Matrix x
+    for x in matrices:
+        require_unused(x.node)
+    return 0
 
 
 cdef class _AdamStep:
     """One checked step: taking it needs no memory and runs no Python but setting the count."""
 
     cdef object adam, next_step
-    cdef list params, m, v
+    cdef tuple params, m, v  # not lists, which what sets the step could get hold of
     cdef double lr_hat, beta1, beta2, eps_hat
 
     def __cinit__(self, adam, lr):
         cdef double correction1, correction2
         cdef Matrix param
         self.adam = adam
-        self.params, self.m, self.v = list(adam.params), list(adam.m), list(adam.v)
+        self.params, self.m, self.v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
         step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
         if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
                 and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
@@ -999,9 +1053,9 @@ cdef class _AdamStep:
                 and eps > 0.0):  # else nothing is left to check
             step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
         if not self.shapes_fit():
-            checks.adam_shapes(
-                *[[shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)]
-            )
+            refuse(checks.adam_shapes, tuple([
+                [shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)
+            ]))
         for param in self.params:
             need_grad(param.node)
         self.next_step = step + 1
@@ -1016,22 +1070,38 @@ cdef class _AdamStep:
         cdef Matrix param, first, second
         cdef Py_ssize_t i
         for matrices in (self.params, self.m, self.v):
-            for x in <list>matrices:
+            for x in <tuple>matrices:
                 if not isinstance(x, Matrix):
                     raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
         if not len(self.params) == len(self.m) == len(self.v):
             return False
         for i in range(len(self.params)):
             param, first, second = self.params[i], self.m[i], self.v[i]
-            if not (rows_in(param) == rows_in(first) == rows_in(second)
-                    and cols_in(param) == cols_in(first) == cols_in(second)):
+            if not (alike(param, first) and alike(param, second)):
                 return False
         return True
+
+    cdef void claim(self, int change) noexcept:
+        """Claim all blocks for the update, by -1, or give them back, by 1. It makes no object."""
+        cdef Py_ssize_t i
+        for i in range(len(self.params)):
+            owner_of((<Matrix>self.params[i]).node).in_use += change
+            owner_of((<Matrix>self.m[i]).node).in_use += change
+            owner_of((<Matrix>self.v[i]).node).in_use += change
 
     cdef int take(self) except -1:
         cdef Matrix p, m, v
         cdef Py_ssize_t i
-        self.adam.step = self.next_step
+        numbers_are_read()
+        require_all_unused(self.params)
+        require_all_unused(self.m)
+        require_all_unused(self.v)
+        # What sets the count may let another thread begin a computation that reads the numbers.
+        self.claim(-1)
+        try:
+            self.adam.step = self.next_step
+        finally:
+            self.claim(1)
         for i in range(len(self.params)):
             p, m, v = self.params[i], self.m[i], self.v[i]
             adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.lr_hat,

@@ -182,7 +182,7 @@ class Value:
         topo = _topological_sort(self)
         for node in topo:
             if node._op.__class__ is _BlockLabel:
-                node._op.refuse_changed_inputs()
+                node._op.refuse_changed_numbers()
         for node in topo:
             node._grad = 0.0
         self._grad = 1.0
@@ -312,6 +312,8 @@ class Replay:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
+        if hasattr(self, "f"):
+            raise TypeError("a Replay keeps its function: make another one")
         self.f = f
 
     def __call__(self, *ids: list[int] | None, key: Hashable = None) -> Any:
@@ -487,7 +489,7 @@ def adam_update(adam: Any, lr: float) -> None:
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    params, m, v = list(adam.params), list(adam.m), list(adam.v)
+    params, m, v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
     for matrix in params + m + v:
         _require(matrix, "a param or moment")
     checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
@@ -495,7 +497,7 @@ def adam_update(adam: Any, lr: float) -> None:
         adam.step, lr, adam.beta1, adam.beta2, adam.eps
     )
     correction1, correction2 = 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)
-    changes = []
+    changes = [(adam, "step", step + 1)]  # first: if it is refused, nothing has changed
     for matrices in zip(params, m, v, strict=True):
         for rows in zip(*matrices, strict=True):
             for p, first, second in zip(*rows, strict=True):
@@ -509,7 +511,6 @@ def adam_update(adam: Any, lr: float) -> None:
                     (p, "_data", p_new),
                     (p, "_grad", 0.0),
                 ]
-    changes.append((adam, "step", step + 1))
     for matrix in params + m + v:
         matrix._changes[0] += 1
     deque(starmap(setattr, changes), maxlen=0)  # one call into C: no signal handler runs inside
@@ -583,7 +584,7 @@ def _matrix(rows, op="", *inputs):
     matrix._changes = [0]
     if inputs and grad_enabled():
         first = matrix._rows[0][0]
-        first._op = _BlockLabel(first._op).of(op, inputs)
+        first._op = _BlockLabel(first._op).of(op, inputs, matrix)
     return matrix
 
 
@@ -593,13 +594,17 @@ class _BlockLabel(str):
     With it backward can tell if those numbers have changed, at no cost for other Values.
     """
 
-    def of(self, op, inputs):
-        self.op, self.counts = op, [(matrix._changes, matrix._changes[0]) for matrix in inputs]
+    def of(self, op, inputs, result):
+        needed = [(matrix._changes, "was computed from") for matrix in inputs]
+        if op in ("softmax", "attention_weights"):  # their derivative is in terms of the result
+            needed.append((result._changes, "gave"))
+        self.op, self.counts = op, [(changes, changes[0], how) for changes, how in needed]
         return self
 
-    def refuse_changed_inputs(self):
-        if any(changes[0] != count for changes, count in self.counts):
-            checks.changed_since_forward(self.op)
+    def refuse_changed_numbers(self):
+        for changes, count, how in self.counts:
+            if changes[0] != count:
+                checks.changed_since_forward(self.op, how)
 
 
 def _topological_sort(root):

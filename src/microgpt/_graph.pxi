@@ -94,17 +94,23 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
     return n
 
 
+cdef uint64_t n_changes = 0  # of numbers of blocks from outside
+
+
 cdef void block_forward(Node* node) noexcept nogil:
+    global n_changes
     cdef Block* y = block_of(node)
     cdef int i
     for i in range(y.n_inputs):
         y.seen[i] = owner_of(y.inputs[i]).version
+    y.made = y.version
     cdef Block* a = block_of(y.inputs[0])
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
     if y.op == LOAD:
         memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
         owner_of(y.inputs[0]).version += 1
+        n_changes += 1
     elif y.op == EMBEDDING:
         embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
     elif y.op == MATRIX_ADD:
@@ -158,6 +164,41 @@ cdef void block_backward(Node* node) noexcept nogil:
         cross_entropy_backward(a.grad, y.grad, y.saved, y.ids.items, a.rows, a.cols)
 
 
+cdef inline Block* touched_by(Node* node, int i) noexcept:
+    """Return a block with numbers or gradients that the work on a node needs; NULL: none."""
+    if node.kind == MEAN or node.kind == ELEMENT:
+        return owner_of(node.left) if i == 0 else NULL
+    if node.kind != BLOCK:
+        return NULL
+    if i == 3:
+        return owner_of(node)
+    return owner_of(block_of(node).inputs[i]) if block_of(node).inputs[i] is not NULL else NULL
+
+
+cdef void hold(Node* node, int change) noexcept:
+    """Note that work on a node without the GIL begins, by 1, or ends, by -1."""
+    cdef int i
+    for i in range(4):
+        if touched_by(node, i) is not NULL:
+            touched_by(node, i).in_use += change
+
+
+cdef bint is_claimed(Node* node) noexcept:
+    """Whether an update is about to change what the work on a node needs."""
+    cdef int i
+    for i in range(4):
+        if touched_by(node, i) is not NULL and touched_by(node, i).in_use < 0:
+            return True
+    return False
+
+
+cdef int require_unused(Node* node) except -1:
+    """Raise RuntimeError if a block is being worked on by a thread that does not hold the GIL."""
+    if owner_of(node).in_use > 0:
+        raise RuntimeError(BUSY)
+    return 0
+
+
 cdef struct Frame:
     Node* node
     Py_ssize_t next  # the child to look at
@@ -196,10 +237,16 @@ cdef uint16_t take_number() except 0:
 
 cdef int start_traversal(Node* root, Traversal* walk) except -1:
     """Sort the graph below root and mark its nodes."""
+    cdef Py_ssize_t i
+    cdef uint64_t changes = n_changes
     memset(walk, 0, sizeof(Traversal))
     walk.number = take_number()
     try:
         sort(root, walk)
+        if n_changes != changes:  # by what handled a signal, after it was looked at
+            for i in range(walk.n):
+                if walk.topo[i].kind == BLOCK:
+                    refuse_changed_numbers(walk.topo[i])
     except:
         end_traversal(walk)
         PyMem_RawFree(walk.topo)
@@ -220,8 +267,17 @@ cdef void end_traversal(Traversal* walk) noexcept:
     walk.stack = NULL
 
 
+cdef bint any_is_claimed(Traversal* walk) noexcept:
+    cdef Py_ssize_t i
+    for i in range(walk.n):
+        if is_claimed(walk.topo[i]):
+            return True
+    return False
+
+
 cdef int backward_from(Node* root) except -1:
     """Run backward; keep the root meanwhile, whatever happens to its handle."""
+    numbers_are_read()  # a replay would not run it
     retain(root)
     try:
         return backward_below(root)
@@ -231,18 +287,24 @@ cdef int backward_from(Node* root) except -1:
 
 cdef int backward_below(Node* root) except -1:
     cdef Traversal walk
+    cdef Py_ssize_t i
     if root.kind == LEAF:
         root.grad = 1.0
         return 0
     if root.kind == ELEMENT and block_of(root.left).op == NONE:
+        require_unused(root.left)
         need_grad(root.left)
         block_of(root.left).grad[<uintptr_t>root.right] = 1.0
         return 0
     start_traversal(root, &walk)
     root.grad = 1.0
-    if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves:
+    if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves and not any_is_claimed(&walk):
+        for i in range(walk.n):
+            hold(walk.topo[i], 1)
         with nogil:
             sweep(&walk, walk.number)  # the marks stay: they keep other threads out
+        for i in range(walk.n):
+            hold(walk.topo[i], -1)
     else:
         sweep(&walk, 0)
         walk.n = 0
@@ -264,14 +326,16 @@ cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
     return 0
 
 
-cdef int refuse_changed_inputs(Node* node) except -1:
+cdef int refuse_changed_numbers(Node* node) except -1:
     """Raise RuntimeError if backward would mix the numbers of the forward with later ones."""
     cdef Block* y = block_of(node)
     cdef int i
     if y.op >= LINEAR and y.op != CROSS_ENTROPY:  # the others pass gradients on without them
         for i in range(y.n_inputs):
             if y.seen[i] != owner_of(y.inputs[i]).version:
-                checks.changed_since_forward(NAMES[y.op])
+                refuse(checks.changed_since_forward, (NAMES[y.op], "was computed from"))
+    if (y.op == SOFTMAX or y.op == ATTENTION_WEIGHTS) and y.version != y.made:
+        refuse(checks.changed_since_forward, (NAMES[y.op], "gave"))
     return 0
 
 
@@ -292,7 +356,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
     if node.kind != BLOCK:
         node.grad = 0.0
     else:
-        refuse_changed_inputs(node)
+        refuse_changed_numbers(node)
         need_grad(node)
         walk.entries += size_of(node)
         if block_of(node).op > VIEW:

@@ -92,8 +92,10 @@ cdef struct IdBuffer:  # ints that nodes refer to
     Py_ssize_t limit  # all of them are below it
     IdSource source
     bint are_starts  # of documents, so that other ids follow from them
-    IdBuffer* starts  # what the last two sources are computed from; NULL: one document
-    IdBuffer* tokens  # POSITIONS: whose
+    bint is_read  # by Python
+    bint is_measured  # its length was read by Python
+    IdBuffer* starts  # what the last two sources are computed from, GIVEN; NULL: one document
+    IdBuffer* tokens  # POSITIONS: whose, GIVEN
     Index* items
 
 
@@ -105,8 +107,10 @@ cdef struct Block:
     double* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Node* inputs[3]
-    uint32_t version  # counts the changes of its numbers from outside; a view has that of its owner
-    uint32_t seen[3]  # the versions of the inputs that the forward read
+    uint64_t version  # counts the changes of its numbers from outside; a view has that of its owner
+    uint64_t made  # the version that the forward wrote
+    uint64_t seen[3]  # the versions of the inputs that the forward read
+    int in_use  # n: by n computations without the GIL; -n: by n updates that are about to begin
     Node** items  # PACK: one scalar node per entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids
@@ -394,7 +398,7 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
     global spare_blocks
     cdef Node* node
     cdef Block* block = spare_blocks
-    if cols > PY_SSIZE_T_MAX // rows:
+    if rows < 1 or cols < 1 or cols > PY_SSIZE_T_MAX // rows:
         raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
     if block is NULL or requests_until_failure:
         block = <Block*>allocate(sizeof(Block))
@@ -463,7 +467,7 @@ cdef IdBuffer* new_ids(Py_ssize_t n) except NULL:
     ids.n = ids.capacity = 0
     ids.limit = PY_SSIZE_T_MAX
     ids.source = FIXED
-    ids.are_starts = False
+    ids.are_starts = ids.is_read = ids.is_measured = False
     ids.starts = ids.tokens = NULL
     ids.items = NULL
     try:

@@ -11,58 +11,96 @@ cdef bint are_plain(object numbers, Py_ssize_t n) except -1:
 
 
 cdef IdBuffer* ids_of(object numbers, Py_ssize_t n, str what) except NULL:
-    """Return ints in 0..n-1 as a buffer: a new one, or that of an _Ids."""
-    cdef IdBuffer* ids
+    """Return ints in 0..n-1 as a buffer: a new one, or the one that a recording knows."""
+    cdef IdBuffer* ids = recorded_ids(numbers)
     cdef list checked
     cdef Py_ssize_t i
-    if isinstance(numbers, _Ids):
-        ids = (<_Ids>numbers).buffer
-        for i in range(ids.n):
-            if not 0 <= ids.items[i] < n:
-                raise ValueError(f"{what} {ids.items[i]} is outside 0..{n - 1}")
+    if ids is not NULL:
+        require_below(ids, n, what)
         ids.limit = min(ids.limit, n)
         ids.refs += 1
         return ids
+    if isinstance(numbers, _Ids):
+        numbers = (<_Ids>numbers).read()
     checked = numbers if are_plain(numbers, n) else checks.ids(numbers, n, what)
     ids = new_ids(len(checked))
-    for i in range(ids.n):
-        ids.items[i] = PyLong_AsSsize_t(checked[i])
+    try:
+        for i in range(ids.n):
+            ids.items[i] = PyLong_AsSsize_t(checked[i])
+        require_below(ids, n, what)  # where no profile hook sees them, as it sees the list
+    except:
+        release_ids(ids)
+        raise
     return ids
 
 
+cdef int require_below(IdBuffer* ids, Py_ssize_t n, str what) except -1:
+    cdef Py_ssize_t i
+    for i in range(ids.n):
+        if not 0 <= ids.items[i] < n:
+            raise ValueError(f"{what} {ids.items[i]} is outside 0..{n - 1}")
+    if ids.n == 0:
+        raise ValueError(f"at least one {what} is needed")
+    return 0
+
+
 cdef inline void numbers_are_read() noexcept:
-    """What Python computes from a number is not recorded, so the graph cannot be replayed."""
+    """What Python makes of a number is not recorded, so what is being recorded is of no use.
+
+    Nor is it if numbers or gradients are changed in a way that is not recorded.
+    """
     if tape is not NULL:
         (<_Graph>tape).known = False
 
 
+cdef inline void rows_are_read(Node* node) noexcept:
+    """What Python makes of the rows of a block holds as long as they are as many."""
+    if tape is not NULL and step_of(node, <_Graph>tape) is not NULL:
+        (<_Graph>tape).fixed_rows = True
+
+
+cdef IdBuffer no_ids  # all 0
+no_ids.refs = 1
+
+
 @cython.final
 cdef class _Ids:
-    """The buffer of an argument of a Replay; block ops accept it in place of a list."""
+    """Show the buffer that stands for an argument of a Replay; block ops take it for a list.
+
+    Only while its call is recorded do they share the buffer: what they take at another time, or
+    in another thread, is a copy. What Python asks it is noted with the buffer, in any thread.
+    """
 
     cdef IdBuffer* buffer
+    cdef uint64_t recording  # the number of its _Graph
+
+    def __cinit__(self):
+        self.buffer = &no_ids  # so that there is no _Ids without a buffer, whoever makes it
+        no_ids.refs += 1
 
     def __dealloc__(self):
         release_ids(self.buffer)
 
     def __len__(self):
+        self.buffer.is_measured = True
+        if self.buffer.tokens is not NULL:
+            self.buffer.tokens.is_measured = True
         return self.buffer.n
 
     def __getitem__(self, i):
-        numbers_are_read()
-        return [self.buffer.items[j] for j in range(self.buffer.n)][i]
+        return self.read()[i]
+
+    cdef list read(self):
+        cdef Py_ssize_t i
+        self.buffer.is_read = True
+        return [self.buffer.items[i] for i in range(self.buffer.n)]
 
 
-cdef _Ids handle_of_ids(IdBuffer* ids):
-    """Return a handle that owns ids."""
-    cdef _Ids handle
-    try:
-        handle = _Ids.__new__(_Ids)
-    except:
-        release_ids(ids)
-        raise
-    handle.buffer = ids
-    return handle
+cdef IdBuffer* recorded_ids(object numbers) noexcept:
+    """Return the buffer of an _Ids of the call that this thread records; NULL: they are others."""
+    if tape is NULL or not isinstance(numbers, _Ids):
+        return NULL
+    return (<_Ids>numbers).buffer if (<_Ids>numbers).recording == (<_Graph>tape).number else NULL
 
 
 cdef bint starts_fit(IdBuffer* starts, Py_ssize_t rows) noexcept:
@@ -89,20 +127,24 @@ cdef int derive(IdBuffer* ids, Py_ssize_t rows) except -1:
 
 
 cdef IdBuffer* derived_ids(IdSource source, object starts, Py_ssize_t rows) except NULL:
-    """Return a buffer with an int for each row that follows from starts: ints, _Ids or None."""
-    cdef IdBuffer* given = NULL
+    """Return a buffer with an int for each row that follows from starts: ints, _Ids or None.
+
+    Its source is FIXED unless it follows from arguments of a Replay, or from nothing but rows.
+    """
+    cdef IdBuffer* given = recorded_ids(starts)
     cdef IdBuffer* ids
-    if isinstance(starts, _Ids):
-        given = (<_Ids>starts).buffer
+    if given is not NULL:
         given.are_starts = True
         given.refs += 1
     elif starts is not None:
+        if isinstance(starts, _Ids):
+            starts = (<_Ids>starts).read()
         starts = [checks.index(start) for start in starts]
         checks.document_starts(rows, starts)
         given = ids_of(starts, rows, "start")
     try:
         if given is not NULL and not starts_fit(given, rows):
-            checks.document_starts(rows, [given.items[i] for i in range(given.n)])
+            refuse(checks.document_starts, (rows, [given.items[i] for i in range(given.n)]))
         ids = new_ids(rows)
     except:
         release_ids(given)
@@ -113,6 +155,9 @@ cdef IdBuffer* derived_ids(IdSource source, object starts, Py_ssize_t rows) exce
     except:
         release_ids(ids)
         raise
+    if given is not NULL and given.source != GIVEN:  # nor does it keep what it is not derived from
+        ids.source, ids.starts = FIXED, NULL
+        release_ids(given)
     return ids
 
 
@@ -127,22 +172,31 @@ def positions(tokens, starts=None, block_size=None):
     >>> list(positions([5, 0, 7, 5, 2], [0, 3]))
     [0, 1, 2, 0, 1]
     """
-    cdef Py_ssize_t t, longest = 0, rows = len(tokens)
-    cdef Py_ssize_t limit = PY_SSIZE_T_MAX
+    cdef IdBuffer* given = recorded_ids(tokens)
+    cdef Py_ssize_t t, longest = 0, rows = len(tokens) if given is NULL else given.n
     if rows == 0:
-        checks.document_starts(0, [])
-    cdef IdBuffer* ids = derived_ids(POSITIONS, starts, rows)
-    result = handle_of_ids(ids)
+        refuse(checks.document_starts, (0, []))
+    cdef _Ids result = _Ids.__new__(_Ids)
+    result.buffer = derived_ids(POSITIONS, starts, rows)
+    no_ids.refs -= 1
+    cdef IdBuffer* ids = result.buffer
     for t in range(rows):
         longest = max(longest, ids.items[t] + 1)
     if block_size is not None:
         block_size = checks.index(block_size)
         checks.document_length(longest, block_size)
         ids.limit = min(block_size, PY_SSIZE_T_MAX)
-    if tape is not NULL:
-        (<_Graph>tape).add_positions(result, tokens)
+    if given is not NULL and given.source == GIVEN and ids.source == POSITIONS:
+        (<_Graph>tape).add_positions(result, given)
         return result
+    if given is not NULL:
+        given.is_measured = True
+    if recorded_ids(starts) is not NULL:
+        (<_Ids>starts).buffer.is_read = True
     return [ids.items[t] for t in range(rows)]
+
+
+cdef uint64_t n_recordings = 0
 
 
 cdef struct Step:  # of a recorded graph
@@ -177,23 +231,30 @@ cdef class _Graph:
     cdef Py_ssize_t capacity
     cdef Py_ssize_t entries  # of all blocks, with what they save
     cdef Node* root
+    cdef uint64_t number
     cdef list ids  # the _Ids of the arguments, None for None
     cdef list derived  # the _Ids of positions
-    cdef bint known  # nothing was done that cannot be replayed
+    cdef bint known  # nothing was done that cannot be done again, and all parts fit together
     cdef bint fixed_rows
+    cdef bint loads  # into a Matrix that others may look at meanwhile
     cdef bint busy
 
     def __cinit__(self, arguments):
-        cdef IdBuffer* ids
+        global n_recordings
+        cdef _Ids handle
+        n_recordings += 1
+        self.number = n_recordings
         self.known = True
         self.derived = []
         self.ids = []
         for numbers in arguments:
             handle = None
             if numbers is not None:
-                ids = ids_of(numbers, PY_SSIZE_T_MAX, "id")
-                ids.source = GIVEN
-                handle = handle_of_ids(ids)
+                handle = _Ids.__new__(_Ids)
+                handle.buffer = ids_of(numbers, PY_SSIZE_T_MAX, "id")
+                no_ids.refs -= 1
+                handle.buffer.source = GIVEN
+                handle.recording = self.number
             self.ids.append(handle)
 
     def __dealloc__(self):
@@ -213,8 +274,8 @@ cdef class _Graph:
         if node.kind == BLOCK:
             block = block_of(node)
             block.step = self.n
-            # Other ids would not follow the arguments of another call.
-            if block.op == PACK or block.ids is not NULL and not from_arguments(block.ids):
+            # Only ids that come from the arguments are those of another call too.
+            if block.ids is not NULL and block.ids.source == FIXED:
                 self.known = False
             if block.op == VIEW and step_of(block.inputs[0], self) is not NULL:
                 self.fixed_rows = True
@@ -229,18 +290,17 @@ cdef class _Graph:
         block.n_inputs = 2
         retain(target)
         retain(source)
+        self.loads = True
         try:
             return self.add(node)
         except:
             disown(node)
             raise
 
-    cdef int add_positions(self, _Ids handle, object tokens) except -1:
-        if isinstance(tokens, _Ids):
-            handle.buffer.tokens = (<_Ids>tokens).buffer
-            handle.buffer.tokens.refs += 1
-        if not from_arguments(handle.buffer):
-            self.known = False
+    cdef int add_positions(self, _Ids handle, IdBuffer* tokens) except -1:
+        handle.recording = self.number
+        handle.buffer.tokens = tokens
+        tokens.refs += 1
         self.derived.append(handle)
         return 0
 
@@ -250,6 +310,10 @@ cdef class _Graph:
         cdef Node* node
         cdef Node* child
         cdef Step* step
+        cdef _Ids ids
+        for ids in self.ids + self.derived:
+            if ids is not None and ids.buffer.is_read:
+                self.known = False
         if type(result) is Value:
             self.root = (<Value>result).node
         elif type(result) is Matrix:
@@ -265,8 +329,8 @@ cdef class _Graph:
                 step = step_of(child, self)
                 if step is not NULL:
                     step.refs += 1
-                elif block_of(child).op > VIEW:
-                    self.known = False  # computed by something not recorded
+                elif owner_of(child).op > VIEW:
+                    self.known = False  # computed by something that was not noted
         return 0
 
     cdef bint can_be_reached(self, bint result_is_held) noexcept:
@@ -285,18 +349,21 @@ cdef class _Graph:
         return False
 
     cdef bint load(self, tuple arguments) except -1:
-        """Load other ids; return False if the graph cannot be computed on them."""
+        """Take other ids; return False if the graph does not serve them, now and for ever."""
         cdef Py_ssize_t i, j
         cdef Index number
         cdef int overflow
         cdef IdBuffer* ids
         cdef list numbers
-        cdef bint fits = True  # neither a length nor the first rows changed
+        cdef bint fits = True  # still, because neither a length nor the first rows changed
+        self.known = False  # until all fits again: whatever runs meanwhile must not use it
         for i in range(len(arguments)):
             numbers = arguments[i]
             if numbers is None:
                 continue
-            ids = (<_Ids>self.ids[i]).buffer
+            ids = (<_Ids?>self.ids[i]).buffer
+            if ids.is_measured and len(numbers) != ids.n:
+                return False
             fits = fits and len(numbers) == ids.n
             resize_ids(ids, len(numbers))
             for j in range(ids.n):
@@ -307,19 +374,20 @@ cdef class _Graph:
                     return False
                 fits = fits and (not ids.are_starts or ids.items[j] == number)
                 ids.items[j] = number
-        return fits or self.fit()
+        self.known = fits or self.fit()
+        return self.known
 
     cdef bint fit(self) except -1:
         """Give every block the rows that follow from the ids; return False if they do not fit.
 
-        After a failure the graph is unusable: the caller drops it.
+        What a failure leaves behind is of no use, and is not used: the graph is not `known`.
         """
         cdef Py_ssize_t i, rows
         cdef Block* y
         cdef IdBuffer* ids
         cdef bint others = False
         for handle in self.derived:
-            ids = (<_Ids>handle).buffer
+            ids = (<_Ids?>handle).buffer
             if ids.starts is not NULL and not starts_fit(ids.starts, ids.tokens.n):
                 return False
             derive(ids, ids.tokens.n)
@@ -349,35 +417,35 @@ cdef class _Graph:
                 self.entries += y.rows * y.cols + y.n_saved
         return True
 
+    cdef bint any_is_claimed(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if is_claimed(self.steps[i].node):
+                return True
+        return False
+
     cdef int forward(self) except -1:
         cdef Py_ssize_t i
         cdef uint16_t number
         for i in range(self.n):
             if self.steps[i].node.mark:
                 raise RuntimeError(BUSY)
-        if self.entries < LONG_TRAVERSAL:
+        if self.entries < LONG_TRAVERSAL or self.loads or self.any_is_claimed():
             forward_steps(self.steps, self.n)
             return 0
         number = take_number()
         self.busy = True
         for i in range(self.n):
             self.steps[i].node.mark = number
+            hold(self.steps[i].node, 1)
         with nogil:
             forward_steps(self.steps, self.n)
         for i in range(self.n):
             self.steps[i].node.mark = 0
+            hold(self.steps[i].node, -1)
         self.busy = False
         numbers_in_use[number] = False
         return 0
-
-
-cdef bint from_arguments(IdBuffer* ids) noexcept:
-    """Whether ids are an argument, or follow from arguments and the number of rows alone."""
-    if ids.source == GIVEN:
-        return True
-    if ids.source == FIXED or ids.starts is not NULL and ids.starts.source != GIVEN:
-        return False
-    return ids.source == FIRST_KEYS or ids.tokens is not NULL and ids.tokens.source == GIVEN
 
 
 cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
@@ -421,6 +489,7 @@ cdef void forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
 
 cdef enum:
     MAX_ENTRIES = 1 << 23  # of the graphs of one Replay together: 64 MiB
+    MAX_ARGUMENTS = 29  # one bit each
 
 
 @cython.final
@@ -436,42 +505,43 @@ cdef class Replay:
 
     cdef readonly object f
     cdef dict graphs
+    cdef bint initialized
 
-    def __init__(self, f):
+    def __cinit__(self, f):
         self.f = f
         self.graphs = {}
+
+    def __init__(self, f):
+        if self.initialized:
+            raise TypeError("a Replay keeps its function: make another one")
+        self.initialized = True
 
     def __reduce__(self):
         return Replay, (self.f,)
 
     def __call__(self, *ids, key=None):
         cdef _Graph graph
-        cdef Py_ssize_t kind = no_grad_depth != 0
+        cdef Py_ssize_t kind = 2 + (no_grad_depth != 0)  # the leading 1 tells how many follow
+        if tape is not NULL or len(ids) > MAX_ARGUMENTS:  # a part of what another one records
+            return self.f(*ids)
         for numbers in ids:
             if numbers is not None and type(numbers) is not list:
                 return self.f(*ids)
             kind = 2 * kind + (numbers is None)
-        if tape is not NULL:  # another Replay is recording
-            return self.f(*ids)
         key = key, kind
         graph = self.graphs.get(key)
         if graph is None:
             return self.record(key, ids)
         if graph.busy:
             raise RuntimeError(BUSY)
-        # A result that is still held keeps its graph; the next one gets a new graph.
-        if graph.can_be_reached(False) or not self.load(graph, key, ids):
-            del self.graphs[key]
-            return self.record(key, ids)
-        graph.forward()
-        return matrix_of(graph.root) if graph.root.kind == BLOCK else value_of(graph.root)
-
-    cdef bint load(self, _Graph graph, object key, tuple ids) except -1:
-        try:
-            return graph.load(ids)
-        except:
-            del self.graphs[key]
-            raise
+        # A result that somebody still holds keeps its graph; the next one gets its own.
+        # From here to the result no Python runs, not even that of a key.
+        if graph.known and not graph.can_be_reached(False) and graph.load(ids):
+            graph.forward()
+            return matrix_of(graph.root) if graph.root.kind == BLOCK else value_of(graph.root)
+        graph = None
+        self.graphs.pop(key, None)
+        return self.record(key, ids)
 
     cdef object record(self, object key, tuple ids):
         """Run the function, and keep the graph if it can be computed again."""
@@ -495,4 +565,3 @@ cdef class Replay:
                 self.graphs.clear()
             self.graphs[key] = graph
         return result
-
