@@ -1142,7 +1142,7 @@ def test_an_element_that_changed_meanwhile_is_refused_by_the_compiled_core(core)
     loss = core.mean(core.linear(x, w))
     w[0][1].data = 7.0
     if core.__name__.endswith("._core"):
-        with pytest.raises(RuntimeError, match="numbers that linear was computed from have changed"):
+        with pytest.raises(RuntimeError, match="linear was computed from have changed"):
             loss.backward()
     else:
         loss.backward()
