@@ -14,6 +14,7 @@ import tracemalloc
 from functools import partial
 
 import pytest
+from checkpoint_files import format_1, joined, numbers, parts
 
 import microgpt as mg
 from microgpt import safetensors as our_safetensors
@@ -31,12 +32,6 @@ def steps(run, n):
     for _ in range(n):
         mg.train_step(run)
     return run
-
-
-def numbers(run):
-    """Return every number of a run that its further steps depend on."""
-    blocks = [m.tolist() for m in (*run.model.state_dict.values(), *run.adam.m, *run.adam.v)]
-    return blocks, run.adam.step, run.rng.getstate(), run.losses, run.tokens
 
 
 RUNS = {
@@ -276,17 +271,6 @@ def test_we_read_what_the_library_writes(path):
 # Files that are damaged, or made to do damage
 
 
-def parts(content):
-    """Return the header and the numbers of a safetensors file."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return json.loads(content[8:end]), content[end:]
-
-
-def joined(header, data):
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
 def with_metadata(**changes):
     """Return a change of a file: other metadata; None removes an entry."""
 
@@ -312,19 +296,6 @@ def with_json(key, /, without=None, **changes):
 with_config = partial(with_json, "config")
 with_training = partial(with_json, "training")
 with_state = partial(with_json, "state")
-
-
-def format_1(header, data):
-    """Return a file as microgpt wrote it before format 2."""
-    metadata = header["__metadata__"]
-    settings, state = json.loads(metadata["training"]), json.loads(metadata["state"])
-    splits = {"line": "lines", "paragraph": "paragraphs", "stream": "stream"}
-    training = {name: settings[name] for name in ("steps", "lr", "batch_size", "val_fraction")}
-    training |= {"split": splits[settings["unit"]], **state}
-    old = {name: metadata[name] for name in
-           ("format", "version", "config", "alphabet", "dataset", "dataset_sha256")}
-    old |= {"microgpt": "1", "seed": str(settings["seed"]), "training": json.dumps(training)}
-    return joined({**header, "__metadata__": old}, data)
 
 
 def format_1_with(change):

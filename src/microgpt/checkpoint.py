@@ -28,7 +28,7 @@ from .files import one_line, printable, reason
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import Run, TrainConfig, checked_documents, train_val_split
+from .training import MAX_POSITIONS, Run, TrainConfig, checked_documents, train_val_split
 
 FORMAT = 2  # raised when an older package would misread the file
 
@@ -235,7 +235,8 @@ def _state(text: str, steps: int) -> dict[str, Any]:
     state = json_object(text, "the state")
     step, adam = state.get("step"), state.get("adam")
     state["step"] = checks.integer(step, "step", 0, steps)
-    state["tokens"] = checks.integer(state.get("tokens"), "tokens", 0, 2**63)
+    most = state["step"] * MAX_POSITIONS  # so that it holds after further steps too
+    state["tokens"] = checks.integer(state.get("tokens"), "tokens", 0, most)
     state["seconds"] = checks.real(state.get("seconds"), "seconds")
     if not isinstance(adam, list) or len(adam) != 3:
         raise ValueError("adam is not beta1, beta2 and eps")

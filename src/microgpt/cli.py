@@ -13,7 +13,7 @@ import platform
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from random import Random
 from typing import Any
@@ -116,7 +116,7 @@ def _train(options: Namespace) -> int:
             {"--data": _path(run.dataset), "--init": options.init, "--resume": options.resume},
             None if options.resume is None else run.adam.step,
         )
-    with closing(outputs):
+    with outputs:
         _print_start(run, options)
         val_loss = _take_steps(run, options, outputs)
     if run.losses:

@@ -71,9 +71,12 @@ def try_writing(path: str) -> None:
         with suppress(FileNotFoundError):
             os.lstat(target)  # says that a name is too long
         part = _part(target)
-        with open(part, "xb"):
-            pass
-        os.unlink(part)
+        try:
+            with open(part, "xb"):
+                pass
+        finally:  # also after an interrupt
+            with suppress(FileNotFoundError):
+                os.unlink(part)
     except OSError as error:
         raise type(error)(f"{name}: {reason(error)}") from None
     except ValueError:

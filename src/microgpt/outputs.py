@@ -45,6 +45,8 @@ class Outputs:
         step: int | None,
     ) -> None:
         self._out, self._snapshots = out, snapshots
+        if out is not None:
+            try_writing(out)
         named = {"--log": log, **inputs}
         for option, path in named.items():
             if out is not None and path is not None:
@@ -57,7 +59,7 @@ class Outputs:
         if out is not None:
             self._try_model(out)
             if snapshots:
-                for other in filter(self._is_snapshot, _siblings(out)):
+                for other in (self._snapshot(0), *self._old_snapshots()):
                     self._try_model(other)
         self._log_name = "" if log is None else log
         self._log = None if log is None else _opened_log(log, step)
@@ -72,10 +74,23 @@ class Outputs:
         return f"{stem}-{step:06}{end}"
 
     def _is_snapshot(self, path: str) -> bool:
-        """Return whether path has the name of a snapshot, of any step."""
-        stem, end = os.path.splitext(os.path.realpath(self._out or ""))
-        pattern = re.escape(f"{stem}-") + "[0-9]{6,}" + re.escape(end)
-        return re.fullmatch(pattern, os.path.realpath(path)) is not None
+        """Return whether a snapshot, of any step, would be written to path."""
+        folder, name = os.path.split(os.path.realpath(path))
+        if folder == os.path.realpath(self._folder()) and self._names_snapshot(name):
+            return True
+        return any(_same_file(path, other) for other in self._old_snapshots())
+
+    def _old_snapshots(self) -> list[str]:
+        """Return what has the name of a snapshot: files, and links that lead anywhere."""
+        names = os.listdir(self._folder())
+        return [os.path.join(self._folder(), name) for name in names if self._names_snapshot(name)]
+
+    def _names_snapshot(self, name: str) -> bool:
+        stem, end = os.path.splitext(os.path.basename(self._out or ""))
+        return re.fullmatch(f"{re.escape(stem)}-[0-9]{{6,}}{re.escape(end)}", name) is not None
+
+    def _folder(self) -> str:
+        return os.path.dirname(self._out or "") or os.curdir
 
     def record(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Write the line of a step to the log. If that fails, the run is saved first."""
@@ -111,8 +126,13 @@ class Outputs:
         except OSError as error:
             raise type(error)(f"{error}; {_rescued(run, self._out)}") from None
 
-    def close(self) -> None:
-        """Close the log."""
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the log. After an error, which says where the run is, that one stays the error."""
+        if kind is not None:
+            self._abandon_log()
         try:
             if self._log is not None:
                 self._log.close()
@@ -133,17 +153,16 @@ def _same_file(a: str, b: str) -> bool:
     return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
 
 
-def _siblings(path: str) -> list[str]:
-    folder = os.path.dirname(os.path.realpath(path))
-    return [entry.path for entry in os.scandir(folder) if entry.is_file()]
-
-
 def _rescued(run: Run, out: str) -> str:
     """Save the run in the folder for temporary files; return where, or why not."""
     try:
         handle, path = tempfile.mkstemp(suffix=f"-{Path(out).name[-40:]}", prefix="microgpt-")
         os.close(handle)
-        save(run, path)
+        try:
+            save(run, path)
+        except BaseException:
+            os.unlink(path)  # it is empty
+            raise
     except OSError as error:
         return f"nor could it be saved elsewhere: {reason(error)}"
     return f"the run was saved as {path}"
