@@ -87,6 +87,9 @@ cdef class _Ids:
             self.buffer.tokens.is_measured = True
         return self.buffer.n
 
+    def __iter__(self):
+        return iter(self.read())
+
     def __getitem__(self, i):
         return self.read()[i]
 

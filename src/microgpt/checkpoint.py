@@ -23,12 +23,12 @@ from . import __version__
 from . import _checks as checks
 from .adam import Adam
 from .core import Matrix
-from .data import checksum
+from .data import checked_documents, checksum, train_val_split
 from .files import one_line, printable, reason
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import MAX_POSITIONS, Run, TrainConfig, checked_documents, train_val_split
+from .training import MAX_POSITIONS, Run, TrainConfig
 
 FORMAT = 2  # raised when an older package would misread the file
 
@@ -110,17 +110,20 @@ def load(
         return run
     documents = checked_documents(docs, run.config.unit)
     try:
-        return _with_documents(run, documents)
+        return with_documents(run, documents)
     except ValueError as error:
         raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
 
 
-def _with_documents(run: Run, docs: list[str]) -> Run:
+def with_documents(run: Run, docs: list[str]) -> Run:
+    """Return a loaded run with its documents; raise ValueError if docs are others."""
     if checksum(docs) != run.sha256:
         raise ValueError("the data is not what the run was trained on (the checksum differs)")
     run.tokenizer.encode("".join(sorted({char for doc in docs for char in doc})))
-    rng, block_size = Random(run.config.seed), run.model.config.block_size
-    training, validation = train_val_split(docs, rng, run.config, block_size)
+    config, block_size = run.config, run.model.config.block_size
+    training, validation = train_val_split(
+        docs, Random(config.seed), config.unit, config.val_fraction, block_size
+    )
     return replace(run, documents=training, validation=validation)
 
 

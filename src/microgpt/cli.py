@@ -24,14 +24,13 @@ except ValueError as error:
     raise ValueError(f"tqdm cannot use one of the environment's TQDM_ variables: {error}") from None
 
 from . import __version__
-from .checkpoint import load
+from .checkpoint import load, with_documents
 from .core import BACKEND, BACKEND_REASON
 from .data import (
     BUNDLED,
     DownloadError,
     cache_folder,
     check_stored,
-    checksum,
     describe,
     load_documents,
     windows,
@@ -39,12 +38,12 @@ from .data import (
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import one_line, printable, reason
 from .model import Config
-from .options import given, parse
+from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs
 from .sampling import generate
 from .training import Run, TrainConfig, prepare, steps
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +113,7 @@ def _train(options: Namespace) -> int:
             options.log,
             options.snapshots,
             {"--data": _path(run.dataset), "--init": options.init, "--resume": options.resume},
-            None if options.resume is None else run.adam.step,
+            run.adam.step,
         )
     with outputs:
         _print_start(run, options)
@@ -131,13 +130,9 @@ def _check_options(options: Namespace, out: str | None) -> None:
         raise ValueError("--resume continues a run, --init starts one: give one of them")
     for name in ("save_every", "snapshots"):
         if getattr(options, name) and out is None:
-            raise ValueError(f"{_flag(name)} needs --out")
+            raise ValueError(f"{flag_of(name)} needs --out")
     if options.snapshots and not options.save_every:
         raise ValueError("--snapshots needs --save-every")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _path(source: str) -> str | None:
@@ -170,7 +165,8 @@ def _resumed(options: Namespace) -> Run:
 def _check_unchanged(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
     for name, value in settings.items():
         if value != fixed[name]:
-            raise ValueError(f"{_flag(name)} {value} differs from {path}, which has {fixed[name]}")
+            flag = flag_of(name)
+            raise ValueError(f"{flag} {value} differs from {path}, which has {fixed[name]}")
 
 
 def _with_documents(saved: Run, path: str, source: str | None) -> Run:
@@ -181,9 +177,10 @@ def _with_documents(saved: Run, path: str, source: str | None) -> Run:
         source = saved.dataset
         check_stored(source)
     docs = load_documents(source, saved.config.unit)
-    if checksum(docs) != saved.sha256:
-        raise ValueError(f"{describe(source)}: the data is not what the run was trained on")
-    run = load(path, docs)
+    try:
+        run = with_documents(saved, docs)
+    except ValueError as error:
+        raise ValueError(f"{describe(source)}: {error}") from None
     run.dataset = source
     return run
 

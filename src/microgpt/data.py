@@ -12,8 +12,9 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
+from random import Random
 
 from .files import printable, read, reason, write_whole
 
@@ -98,6 +99,46 @@ def describe(source: str | os.PathLike[str] | None = None) -> str:
     if source == "makemore":
         return "makemore (downloaded)"
     return printable(os.fsdecode(source))
+
+
+def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
+    """Return docs as a list; raise what prepare says of them."""
+    if isinstance(docs, str):
+        raise TypeError("docs must be a list of strings; load_documents reads a file")
+    documents = list(docs)
+    for doc in documents:
+        if not isinstance(doc, str):
+            raise TypeError(f"a document must be a string, not {type(doc).__name__}")
+    if not documents:
+        raise ValueError("at least one document is needed")
+    if not all(documents):
+        raise ValueError(f"document {documents.index('') + 1} is empty")
+    if unit == "stream" and len(documents) > 1:
+        raise ValueError(f"a stream is one document, not {len(documents)}")
+    return documents
+
+
+def train_val_split(
+    docs: Sequence[str], rng: Random, unit: str, val_fraction: float, block_size: int
+) -> tuple[list[str], list[str]]:
+    """Return the documents to train on, shuffled by rng, and those to validate on."""
+    if unit == "stream":
+        [text] = docs
+        n = _n_validation(len(text), val_fraction)
+        return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
+    # a document in both parts would be memorised, not predicted
+    documents = list(dict.fromkeys(docs) if val_fraction else docs)
+    rng.shuffle(documents)
+    n = _n_validation(len(documents), val_fraction)
+    return documents[: len(documents) - n], documents[len(documents) - n :]
+
+
+def _n_validation(n: int, val_fraction: float) -> int:
+    """Return how many of n are held out for validation: at least one, if any are to be."""
+    held_out = max(1, round(n * val_fraction)) if val_fraction else 0
+    if held_out >= n:
+        raise ValueError(f"val_fraction {val_fraction} of {n} leaves nothing to train on")
+    return held_out
 
 
 def windows(text: str, length: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from . import __version__
@@ -13,7 +14,7 @@ from .files import one_line
 from .model import Config
 from .training import TrainConfig
 
-WRONG_USAGE = 2
+WRONG_INPUT = 2
 
 
 def positive(text: str) -> int:
@@ -128,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line of bounded length."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_USAGE, f"{self.prog}: {one_line(message, 200)} (see {self.prog} --help)\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {one_line(message, 200)} (see {self.prog} --help)\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -170,7 +171,7 @@ def _add(
         group.add_argument(flag, action="store_true", help=help)
         return
     choices = UNITS if flag == "--unit" else None
-    if flag in RUN and default in (TrainConfig, Config):
+    if default in (TrainConfig, Config):
         shown = getattr(default, name_of(flag))
         help, default = f"{help} (default: {shown})", argparse.SUPPRESS
     elif default not in (None, ""):
@@ -189,7 +190,16 @@ def name_of(flag: str) -> str:
     return flag[2:].replace("-", "_")
 
 
-def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+def flag_of(name: str) -> str:
+    """Return the option of a setting.
+
+    >>> flag_of("n_embd")
+    '--n-embd'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def given(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Return name -> value of the fields of TrainConfig or Config that were given as options."""
-    names = [name_of(flag) for flag, option in RUN.items() if option[1] is config]
+    names = [field.name for field in fields(config)]
     return {name: getattr(options, name) for name in names if name in options}

@@ -30,7 +30,7 @@ class Outputs:
     out: the path of the model, or None; log: that of the log, or None.
     snapshots: keep a copy of each save, with the step in its name.
     inputs: option -> path of what the training reads.
-    step: where a resumed run is; None: a new run.
+    step: how many steps the run has taken; a log keeps its lines up to there.
 
     Raises an OSError if one cannot be written, ValueError if it would overwrite an input, the
     other output, or a file that is neither a model nor a log.
@@ -42,7 +42,7 @@ class Outputs:
         log: str | None,
         snapshots: bool,
         inputs: Mapping[str, str | None],
-        step: int | None,
+        step: int,
     ) -> None:
         self._out, self._snapshots = out, snapshots
         if out is not None:
@@ -168,7 +168,7 @@ def _rescued(run: Run, out: str) -> str:
     return f"the run was saved as {path}"
 
 
-def _opened_log(path: str, step: int | None) -> TextIO:
+def _opened_log(path: str, step: int) -> TextIO:
     """Open a log; keep the lines of a resumed run up to its step."""
     if not os.path.exists(path):
         return _locked(open(path, "a", encoding="utf-8"), path)
@@ -198,15 +198,15 @@ def _locked(log: TextIO, path: str) -> TextIO:
     return log
 
 
-def _length_up_to(path: str, step: int | None) -> int:
-    """Return how many bytes of a log are complete lines up to a step; None: a new run, none."""
+def _length_up_to(path: str, step: int) -> int:
+    """Return how many bytes of a log are complete lines up to a step."""
     kept = 0
     with open(path, "rb") as file:
         first = file.readline(100)
         if first[: len(_LOG_START)] != _LOG_START[: len(first)]:
             raise ValueError(f"{printable(path)}: is not a log, so it is not overwritten")
         file.seek(0)
-        for line in file if step is not None else ():
+        for line in file:
             if not line.endswith(b"\n"):
                 break  # left by a run that was killed
             try:
@@ -215,7 +215,7 @@ def _length_up_to(path: str, step: int | None) -> int:
                 number = None
             if type(number) is not int:
                 raise ValueError(f"{printable(path)}: has a line that is not a log line")
-            if step is not None and number > step:
+            if number > step:
                 break  # to be taken again
             kept += len(line)
     return kept

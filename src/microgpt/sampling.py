@@ -42,9 +42,7 @@ def generate(
     prompt does not fit or has a character that is not in the alphabet; FloatingPointError if a
     logit is not finite.
     """
-    n, length = checks.integer(n, "n", 0), _length(run.model, length)
-    if length <= len(prompt):
-        raise ValueError(f"a prompt of {len(prompt)} characters leaves no room in {length}")
+    n, length = checks.integer(n, "n", 0), _length(run.model, length, prompt)
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
     start = run.tokenizer.encode(prompt)[1:-1]
@@ -67,11 +65,15 @@ def sample(
     The arguments and errors are those of generate; prompt holds token ids.
     """
     sampler = _Sampler(model, temperature, top_k, top_p)
-    return sampler.sample(bos, rng, prompt, _length(model, length))
+    return sampler.sample(bos, rng, prompt, _length(model, length, prompt))
 
 
-def _length(model: GPT, length: int | None) -> int:
-    return model.config.block_size if length is None else checks.integer(length, "length")
+def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
+    """Return the maximum length of a document, which the prompt leaves something of."""
+    length = model.config.block_size if length is None else checks.integer(length, "length")
+    if length <= len(prompt):
+        raise ValueError(f"a prompt of {len(prompt)} characters leaves no room in {length}")
+    return length
 
 
 class _Sampler:

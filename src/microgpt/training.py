@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import wraps
 from random import Random
 from threading import Lock
 from time import perf_counter
@@ -17,9 +12,10 @@ from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import BACKEND, Replay, Value, grad_enabled
-from .data import UNITS, checksum, windows, wrong_unit
+from .core import Replay, grad_enabled
+from .data import UNITS, checked_documents, checksum, train_val_split, wrong_unit
 from .evaluate import mean_loss
+from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config
 from .tokenizer import Tokenizer
 
@@ -149,11 +145,6 @@ class Run:
         ids = self.tokenizer.encode(doc)
         return ids[:-1] if self.config.unit == "stream" else ids
 
-    @property
-    def mean_loss(self) -> Callable[..., Value]:
-        """The model's mean_loss, or its replay if the model is replayable."""
-        return self._replay if self.model.replayable else self.model.mean_loss
-
     def val_loss(self) -> float:
         """Return the mean loss over all positions of the validation documents."""
         return mean_loss(self.model, [self.encode(doc) for doc in self.validation])
@@ -195,7 +186,9 @@ def prepare(
     else:
         tokenizer, sizes = init.tokenizer, init.model.config
         tokenizer.encode("".join(sorted({char for doc in documents for char in doc})))
-    training, validation = train_val_split(documents, rng, config, sizes.block_size)
+    training, validation = train_val_split(
+        documents, rng, config.unit, config.val_fraction, sizes.block_size
+    )
     gpt = model(sizes, rng)
     if init is not None:
         gpt.load_state_dict(init.model.state_dict)
@@ -211,79 +204,11 @@ def prepare(
     )
 
 
-def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
-    """Return docs as a list; raise what prepare says of them."""
-    if isinstance(docs, str):
-        raise TypeError("docs must be a list of strings; load_documents reads a file")
-    documents = list(docs)
-    for doc in documents:
-        if not isinstance(doc, str):
-            raise TypeError(f"a document must be a string, not {type(doc).__name__}")
-    if not documents:
-        raise ValueError("at least one document is needed")
-    if not all(documents):
-        raise ValueError(f"document {documents.index('') + 1} is empty")
-    if unit == "stream" and len(documents) > 1:
-        raise ValueError(f"a stream is one document, not {len(documents)}")
-    return documents
-
-
-def train_val_split(
-    docs: Sequence[str], rng: Random, config: TrainConfig, block_size: int
-) -> tuple[list[str], list[str]]:
-    """Return the documents to train on, shuffled by rng, and those to validate on."""
-    if config.unit == "stream":
-        [text] = docs
-        n = _n_validation(len(text), config.val_fraction)
-        return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
-    # a document in both parts would be memorised, not predicted
-    documents = list(dict.fromkeys(docs) if config.val_fraction else docs)
-    rng.shuffle(documents)
-    n = _n_validation(len(documents), config.val_fraction)
-    return documents[: len(documents) - n], documents[len(documents) - n :]
-
-
-def _n_validation(n: int, val_fraction: float) -> int:
-    """Return how many of n are held out for validation: at least one, if any are to be."""
-    held_out = max(1, round(n * val_fraction)) if val_fraction else 0
-    if held_out >= n:
-        raise ValueError(f"val_fraction {val_fraction} of {n} leaves nothing to train on")
-    return held_out
-
-
-def _without_collector(step: Callable[[Run], float]) -> Callable[[Run], float]:
-    """Keep the cyclic collector off during a step of the pure core, then restore it.
-
-    Searching a graph, which has no cycles, takes a third of the step. The compiled core leaves
-    nothing to search.
-    """
-    if BACKEND == "cython":
-        return step
-
-    @wraps(step)
-    def paused(run: Run) -> float:
-        with _collector:
-            _was_enabled.append(gc.isenabled())
-            gc.disable()
-        try:
-            return step(run)
-        finally:
-            with _collector:
-                enabled = _was_enabled.pop()
-                if enabled and not _was_enabled:
-                    gc.enable()
-
-    return paused
-
-
-_collector = threading.Lock()
-_was_enabled: list[bool] = []  # one per thread in a step; the first one saw the original state
-
-
-@_without_collector
+@without_collector
 def train_step(run: Run) -> float:
     """Learn from the next documents and return their loss, taken before the parameters changed.
 
+    As in the script: loss = model.loss(batch), loss.backward(), the update of Adam.
     A step is atomic, even when Ctrl-C interrupts it.
     Raises ValueError if the run has taken all its steps or has no documents, RuntimeError under
     no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
@@ -304,18 +229,20 @@ def _take_step(run: Run) -> float:
     tokens, targets, starts = run.model.pack(run.batch(step))
     n = len(run.losses)
     try:
-        loss = run.mean_loss(tokens, targets, starts)
+        mean_loss = run._replay if run.model.replayable else run.model.mean_loss
+        loss = mean_loss(tokens, targets, starts)
         if not math.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.data} at step {step + 1}; "
                 f"a smaller lr than {config.lr} may help"
             )
         run.losses.append(loss.data)
-        run.adam.minimize(loss, linear_decay(config.lr, step, config.steps))  # takes the step
+        lr = linear_decay(config.lr, step, config.steps)
+        run.adam.minimize(loss, lr)  # backward, and the update
     except BaseException:
         if run.adam.step == step:
-            run.adam.zero_grad()
             del run.losses[n:]
+            run.adam.zero_grad()
         raise
     run.tokens += len(tokens)
     run.seconds += perf_counter() - start
@@ -331,7 +258,7 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
     Ctrl-C is raised between two steps, after the body of the loop; a second one at once.
     """
     config = run.config
-    with _interrupts_deferred() as raise_pending:
+    with interrupts_deferred() as raise_pending:
         while run.adam.step < config.steps:
             loss = train_step(run)
             step = run.adam.step
@@ -373,37 +300,3 @@ def train(
     3
     """
     return finish(prepare(docs, **settings), eval_every, callback)
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """Yield a function that raises a Ctrl-C received meanwhile; a second is raised at once."""
-    received: list[tuple[Any, ...]] = []
-    before: Any = signal.getsignal(signal.SIGINT)
-
-    def receive(*details: Any) -> None:
-        received.append(details)
-        if len(received) > 1 or not waiting:
-            received.clear()
-            before(*details)
-
-    def raise_pending() -> None:
-        if received:
-            before(*received.pop())
-
-    waiting = callable(before) and threading.current_thread() is threading.main_thread()
-    if waiting:
-        try:
-            signal.signal(signal.SIGINT, receive)
-        except ValueError:  # only the main interpreter handles signals
-            waiting = False
-    try:
-        yield raise_pending
-    finally:
-        # A handler that could not be removed, because the generator ended in another thread
-        # or another handler was set over it, passes everything on.
-        installed, waiting = waiting, False
-        if installed and threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) is receive:
-                signal.signal(signal.SIGINT, before)
-            raise_pending()
