@@ -276,7 +276,7 @@ def _without_collector(step: Callable[[Run], float]) -> Callable[[Run], float]:
     return paused
 
 
-_collector = threading.Lock()
+_collector = threading.RLock()  # a handler that takes a step may run while it is held
 _was_enabled: list[bool] = []  # an entry for each thread in a step: the first one saw it untouched
 
 
