@@ -1090,6 +1090,17 @@ def test_numbers_that_changed_between_forward_and_backward_are_refused(core, nam
     assert (x.grad.tolist(), w.grad.tolist()) == before
 
 
+@pytest.mark.parametrize("name", READ_AGAIN)
+def test_any_part_of_a_block_knows_that_numbers_changed(core, name):
+    x, w = core.Matrix.of([[0.5, -1.0], [2.0, 0.25]]), core.Matrix.of([[1.0, 2.0], [0.5, 0.1]])
+    y = READ_AGAIN[name](core, x, w)
+    losses = [core.mean(y[len(y) - 1 :]), y[len(y) - 1][1] * 2.0]
+    x.load(x)
+    for loss in losses:
+        with pytest.raises(RuntimeError, match="have changed between"):
+            loss.backward()
+
+
 RESULTS = {
     "softmax": lambda c, x: c.softmax(x),
     "softmax of a view": lambda c, x: c.softmax(x[:1]),

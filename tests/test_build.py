@@ -559,3 +559,115 @@ def test_a_graph_in_use_by_another_thread_is_refused_or_waited_for(compiled):
     loss.backward()
     expected = once[0][0] * (done[0] + 2)
     assert x.grad[0, 0] == pytest.approx(expected, rel=1e-9)
+
+SECOND = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import sys
+code = f'''
+import os, sys
+sys.path[:] = {sys.path!r}
+os.environ["MICROGPT_BACKEND"] = ""
+try:
+    import microgpt.core
+except ImportError as error:
+    print("refused:", error)
+os.environ["MICROGPT_BACKEND"] = "python"
+import microgpt.core as core
+x = core.Value(2)
+(x * 3).backward()
+print(core.BACKEND, x.grad, flush=True)
+'''
+failed = interpreters.run_string(interpreters.create(), code)
+print(failed or "", core.BACKEND, (core.Value(2) * 3).data)
+"""
+
+
+def has_subinterpreters():
+    return any(map(importlib.util.find_spec, ["_interpreters", "_xxsubinterpreters"]))
+
+
+@pytest.mark.skipif(not has_subinterpreters(), reason="needs the module of sub-interpreters")
+def test_a_second_interpreter_is_told_to_use_the_pure_core(compiled):
+    done = run("import microgpt.core as core\n" + SECOND, backend="cython")
+    assert done.returncode == 0, done.stderr
+    refused, second, first = done.stdout.splitlines()
+    assert refused == (
+        "refused: the compiled core works in one interpreter per process: "
+        "set MICROGPT_BACKEND=python in the others"
+    )
+    assert (second.split(), first.split()) == (["python", "3.0"], ["cython", "6.0"])
+
+
+# More parents than a node can count.
+
+
+MANY = """
+import ctypes, gc
+
+def node_of(handle):
+    return ctypes.c_void_p.from_address(id(handle) + 16).value
+
+def refs_of(node):
+    return ctypes.c_uint32.from_address(node + 8)
+
+LIMIT = 2**32 - 1
+"""
+
+
+def test_parents_beyond_the_count_neither_free_nor_corrupt_a_value(compiled):
+    code = MANY + """
+x = Value(1.5)
+node = node_of(x)
+assert refs_of(node).value == 1, "a Value is not laid out as this test believes"
+parents = [x * 2.0 for _ in range(3)]
+assert refs_of(node).value == 4
+refs_of(node).value = LIMIT - 2
+parents += [x * 2.0 for _ in range(5)] + [Value(0.0, (x, x, x), (1.0, 1.0, 1.0))]
+assert refs_of(node).value == LIMIT
+sum(parents).backward()
+print(x.grad)
+kept = parents.pop()
+del parents
+assert refs_of(node).value == LIMIT
+del x
+gc.collect()
+junk = [Value(9.0) * 8.0 for _ in range(100_000)]
+assert all(node_of(value) != node for value in junk)
+again = kept._children[2]
+assert node_of(again) == node
+print(again.data, again.grad)
+kept.backward()
+print(again.grad)
+del kept, junk, again
+gc.collect()
+junk = [Value(9.0) for _ in range(100_000)]
+print(ctypes.c_double.from_address(node + 16).value, refs_of(node).value == LIMIT)
+"""
+    assert output_of(code, compiled) == ["19.0", "1.5", "19.0", "22.0", "1.5", "True"]
+
+
+def test_parents_beyond_the_count_neither_free_nor_corrupt_a_matrix(compiled):
+    code = MANY + """
+m = Matrix.of([[1.0, 2.0], [3.0, -4.0]])
+node = node_of(m)
+assert refs_of(node).value == 1
+replay = core.Replay(lambda ids: core.mean(core.embedding(m, ids)))
+refs_of(node).value = LIMIT - 3
+for _ in range(3):
+    print(replay([0, 1]).data)
+kept = [m[1:], m[0][1], core.relu(m), m.data, m + m]
+assert refs_of(node).value == LIMIT
+core.mean(kept[4] + kept[2]).backward()
+del m, replay, kept[2:]
+gc.collect()
+junk = [Matrix.of([[7.0, 7.0], [7.0, 7.0]]) for _ in range(10_000)]
+print(kept[0].tolist(), kept[1].data, kept[1].grad)
+del kept
+print(ctypes.c_uint8.from_address(node + 14).value == 12, refs_of(node).value == LIMIT)
+"""
+    assert output_of(code, compiled) == [
+        "0.5", "0.5", "0.5", "[[3.0,", "-4.0]]", "2.0", "0.75", "True", "True",
+    ]  # fmt: skip

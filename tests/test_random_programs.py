@@ -8,6 +8,7 @@ import math
 import os
 
 import pytest
+from adam_state import AdamState
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ops import OPS, SPECIAL, TAME_VALUE_OPS, VALUE_OPS, assert_close, in_domain, rows_of, run, wave
@@ -230,6 +231,160 @@ def test_no_grad_gives_the_same_numbers_and_no_graph(core, program):
     assert bits([total.data, *(block.tolist() for block in made)]) == bits([loss, *blocks])
     total.backward()
     assert not any(x for leaf in leaves for x in entries(gradient(leaf)))
+
+
+# Programs of blocks that are called through a Replay.
+
+OPS_OF_IDS = st.sampled_from([
+    "embedding", "places", "add", "linear", "rmsnorm", "relu", "softmax", "attention",
+    "attention of documents", "attention_weights", "store", "view", "cross_entropy", "element",
+])  # fmt: skip
+REPLAYED = st.tuples(
+    st.lists(st.tuples(OPS_OF_IDS, PICK, PICK), min_size=1, max_size=12),
+    st.sampled_from(["mean", "block"]),
+)
+DOCUMENTS = st.lists(st.integers(1, 4), min_size=1, max_size=3)  # their lengths
+CALLS = st.lists(st.tuples(DOCUMENTS, st.integers(0, 4), st.booleans()), min_size=2, max_size=5)
+VOCABULARY, LENGTH, WIDTH = 5, 4, 6
+
+
+class Replayed:
+    """A random function of ids, as a Replay takes it, and the Matrices that it knows."""
+
+    def __init__(self, c, program):
+        self.c, (self.instructions, self.end), self.runs = c, program, 0
+        self.table = c.Matrix.of(wave(VOCABULARY, WIDTH, 0.3))
+        self.places = c.Matrix.of(wave(LENGTH, WIDTH, 1.1))
+        self.weights = c.Matrix.of(wave(WIDTH, WIDTH, 0.7))
+        self.store = c.Matrix(1, WIDTH)
+        self.leaves = [self.table, self.places, self.weights]
+
+    def __call__(self, tokens, starts):
+        self.runs += 1
+        c, blocks, losses = self.c, [self.c.embedding(self.table, tokens)], []
+        for op, i, j in self.instructions:
+            a, b = pick(blocks, i), pick(blocks, j)
+            if op == "embedding":
+                blocks.append(c.embedding(self.table, tokens))
+            elif op == "places":
+                blocks.append(c.embedding(self.places, c.positions(tokens, starts, LENGTH)))
+            elif op == "add":
+                blocks.append(a + b)
+            elif op == "linear":
+                blocks.append(c.linear(a, self.weights))
+            elif op == "attention":
+                blocks.append(c.attention(a, b, b, 1 + i % 3 % 2 * 2))
+            elif op == "attention of documents":
+                blocks.append(c.attention(a, b, a, 2, starts))
+            elif op == "attention_weights":
+                weights = c.attention_weights(a, b, 1, starts)
+                losses.append(c.softmax(weights))
+            elif op == "store":  # of the first row, and what was stored is used
+                self.store.load(a[:1])
+                losses.append(self.store + self.store)
+            elif op == "view":
+                losses.append(a[i % len(a) :] if i % 2 else self.weights[i % WIDTH :])
+            elif op == "cross_entropy":
+                losses.append(c.cross_entropy(a, tokens))
+            elif op == "element":
+                losses.append(c.softmax(a, 1.0 + self.weights[0][i % WIDTH].data ** 2))
+            else:
+                blocks.append(getattr(c, op)(a))
+        return blocks[-1] if self.end == "block" else c.mean((losses or blocks)[-1])
+
+    def results(self, f, tokens, starts):
+        """Return the numbers of a call and the gradients that it gives, which are 0 after."""
+        result = f(tokens, starts)
+        loss = self.c.mean(result) if hasattr(result, "tolist") else result
+        loss.backward()
+        numbers = result.tolist() if hasattr(result, "tolist") else [[result.data]]
+        gradients = [leaf.grad.tolist() for leaf in self.leaves]
+        for value in [value for leaf in self.leaves for row in leaf for value in row]:
+            value.grad = 0.0
+        return [numbers, *gradients, self.store.tolist()]
+
+
+def ids_of(lengths, first):
+    """Return tokens and first rows of documents of these lengths."""
+    tokens = [(first + 2 * i) % VOCABULARY for i in range(sum(lengths))]
+    return tokens, [sum(lengths[:i]) for i in range(len(lengths))]
+
+
+@EVERY
+@given(program=REPLAYED, calls=CALLS)
+def test_a_program_called_through_a_replay_gives_the_bits_of_the_plain_call(cores, program, calls):
+    """Also in the middle of changes, and while an earlier result is held."""
+    sides = []
+    for c in cores:
+        plain, replayed = Replayed(c, program), Replayed(c, program)
+        replay, held, seen = c.Replay(replayed), [], []
+        for lengths, first, change in calls:
+            ids = ids_of(lengths, first)
+            expected = plain.results(plain, *ids)
+            actual = replayed.results(replay, *ids)
+            assert bits(actual) == bits(expected)
+            seen.append(expected)
+            if change:
+                for side in (plain, replayed):
+                    side.weights.load(wave(WIDTH, WIDTH, 0.1 * first))
+                    side.table[first % VOCABULARY][0].data = 0.25 * first
+                held = [replay(*ids), first]
+        del held
+        sides.append(seen)
+    for mine, other in zip(*sides, strict=True):
+        for x, y in zip(mine, other, strict=True):
+            assert_close(x, y, 1e-9, at_least=1.0)
+
+
+def test_many_of_the_programs_are_replayed_on_other_numbers_of_rows(compiled):
+    """Else the test above would prove little."""
+    replayed = []
+
+    @settings(EVERY, max_examples=100, derandomize=True)
+    @given(program=REPLAYED)
+    def collect(program):
+        f = Replayed(compiled, program)
+        replay = compiled.Replay(f)
+        for lengths in ([2], [3], [1, 2], [4]):
+            f.results(replay, *ids_of(lengths, 1))
+        replayed.append(f.runs == 1)
+
+    collect()
+    assert 20 < sum(replayed) < len(replayed)
+
+
+@EVERY
+@given(
+    program=REPLAYED, lengths=DOCUMENTS, which=st.integers(0, 4),
+    change=st.sampled_from(["load", "load of a view", "update", "nothing"]),
+    replays=st.booleans(),
+)  # fmt: skip
+def test_both_cores_refuse_the_same_changes_between_forward_and_backward(
+    cores, program, lengths, which, change, replays
+):
+    sides = []
+    for c in cores:
+        f = Replayed(c, program)
+        ids = ids_of(lengths, which)
+        call = c.Replay(f) if replays else f
+        call(*ids)
+        result = call(*ids)
+        loss = c.mean(result) if hasattr(result, "tolist") else result
+        leaf = f.leaves[which % 3]
+        if change == "update":
+            moments = [c.Matrix(*leaf.shape)], [c.Matrix(*leaf.shape)]
+            c.adam_update(AdamState([leaf], *moments), 0.0)
+        elif change != "nothing":
+            rows = leaf if change == "load" else leaf[1:3]
+            rows.load(rows.tolist())
+        try:
+            loss.backward()
+            sides.append(None)
+        except RuntimeError as error:
+            sides.append(str(error).split(" have ")[1])
+            assert not any(x for leaf in f.leaves for row in leaf.grad.tolist() for x in row)
+    assert sides[0] == sides[1]
+    assert change != "nothing" or "store" in str(program) or sides[0] is None
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import gc
 import math
 import pickle
 import random
+import sys
+import threading
 from fractions import Fraction
 
 import pytest
@@ -313,6 +315,109 @@ def test_the_cyclic_collector_is_as_before_after_a_step_and_after_a_failed_one(e
             mg.train_step(run)
         assert gc.isenabled() == enabled
     finally:
+        gc.enable() if before else gc.disable()
+
+
+def in_threads(n, work):
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def switching_often():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_steps_that_two_threads_take_of_one_run_are_refused_or_those_of_one(switching_often):
+    sizes = {"n_embd": 48, "block_size": 8} if mg.BACKEND == "cython" else {"n_embd": 4}
+    steps = 60 if mg.BACKEND == "cython" else 12
+    alone, run = (mg.prepare(DOCS, steps=steps, batch_size=2, **sizes) for _ in range(2))
+    refused, losses = [], []
+
+    def work(_):
+        while run.adam.step < steps:
+            try:
+                losses.append(mg.train_step(run))
+            except (RuntimeError, ValueError) as error:
+                refused.append(str(error))
+
+    in_threads(3, work)
+    mg.finish(alone)
+    assert set(refused) <= {
+        "another thread is taking a step of this run", f"the run has taken all its {steps} steps"
+    }  # fmt: skip
+    assert run.losses == alone.losses and sorted(losses) == sorted(alone.losses)
+    assert run.adam.step == steps
+    for name, matrix in alone.model.state_dict.items():
+        assert run.model.state_dict[name].tolist() == matrix.tolist()
+
+
+def test_a_step_within_a_step_of_the_same_run_is_refused(monkeypatch):
+    """Not waited for, which would be for ever."""
+    run, met = mg.prepare(DOCS, steps=3), []
+    batch = mg.Run.batch
+
+    def batch_and_step(run, step):
+        with pytest.raises(RuntimeError, match="taking a step of this run"):
+            mg.train_step(run)
+        met.append(step)
+        return batch(run, step)
+
+    monkeypatch.setattr(mg.Run, "batch", batch_and_step)
+    mg.finish(run)
+    assert met == [0, 1, 2]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_cyclic_collector_is_as_before_after_trainings_in_threads(enabled, switching_often):
+    before, n, seen = gc.isenabled(), 30 if mg.BACKEND == "cython" else 3, []
+
+    def work(seed):
+        run = mg.train(DOCS, steps=n + seed, seed=seed, n_embd=8)
+        run.model.state_dict["lm_head"][0][0].data = math.nan
+        with pytest.raises(FloatingPointError):
+            mg.train_step(mg.prepare(DOCS, init=run, steps=1))
+        seen.append(seed)
+
+    try:
+        gc.enable() if enabled else gc.disable()
+        in_threads(4, work)
+        assert gc.isenabled() == enabled
+        assert sorted(seen) == [0, 1, 2, 3]
+    finally:
+        gc.enable() if before else gc.disable()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_step_in_the_middle_of_another_finds_no_lock_taken(enabled):
+    """The handler of a signal may take one of another run between any two lines."""
+    before, inside, steps = gc.isenabled(), [], []
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith("training.py"):
+            return None
+        if event == "line" and frame.f_code.co_name in ("paused", "train_step") and not inside:
+            inside.append(None)
+            steps.append(mg.train_step(mg.prepare(DOCS[:1], steps=1, n_embd=4)))
+            inside.clear()
+        return trace
+
+    run, old = mg.prepare(DOCS[:1], steps=2, n_embd=4), sys.gettrace()
+    try:
+        gc.enable() if enabled else gc.disable()
+        sys.settrace(trace)
+        mg.train_step(run)
+        sys.settrace(old)
+        assert gc.isenabled() == enabled and run.adam.step == 1
+        assert len(steps) >= (3 if mg.BACKEND == "cython" else 12)
+    finally:
+        sys.settrace(old)
         gc.enable() if before else gc.disable()
 
 

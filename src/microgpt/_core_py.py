@@ -180,9 +180,9 @@ class Value:
         (4.0, 2.0)
         """
         topo = _topological_sort(self)
-        for node in topo:
-            if node._op.__class__ is _BlockLabel:
-                node._op.refuse_changed_numbers()
+        labels = {id(node._op): node._op for node in topo if node._op.__class__ is _BlockLabel}
+        for label in labels.values():
+            label.refuse_changed_numbers()
         for node in topo:
             node._grad = 0.0
         self._grad = 1.0
@@ -583,13 +583,16 @@ def _matrix(rows, op="", *inputs):
     matrix._initialized = True
     matrix._changes = [0]
     if inputs and grad_enabled():
-        first = matrix._rows[0][0]
-        first._op = _BlockLabel(first._op).of(op, inputs, matrix)
+        label = _BlockLabel(matrix._rows[0][0]._op).of(op, inputs, matrix)
+        for row in matrix._rows:
+            for value in row:
+                if value._children:
+                    value._op = label
     return matrix
 
 
 class _BlockLabel(str):
-    """The label of one Value of a block, which knows what the block was computed from.
+    """The label that the Values of a block share, which knows what the block was computed from.
 
     With it backward can tell if those numbers have changed, at no cost for other Values.
     """

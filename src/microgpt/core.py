@@ -31,8 +31,8 @@ if _asked != "python":
             ) from None
         BACKEND_REASON = "the compiled core was not built"
     except ImportError as _error:
-        if "one interpreter" not in str(_error):
-            raise
+        if not any(words in str(_error) for words in ("one interpreter", "in subinterpreters")):
+            raise  # these are the words of Cython, and of CPython from 3.12 on
         raise ImportError(
             "the compiled core works in one interpreter per process: "
             "set MICROGPT_BACKEND=python in the others"
