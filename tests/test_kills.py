@@ -113,6 +113,8 @@ def check(folder, kind, code, err, expected, before):
         return "at the start of Python"
     # While modules are imported and after the command, the signal itself ends the process.
     assert code in (130, -signal.SIGINT) and "Traceback" not in err, err
+    if kind == "interrupted twice" and err and not err.endswith("\n"):
+        err += "\n"  # the second one came before the end of the line
     told = re.fullmatch(r"microgpt: interrupted at step (\d+), saved as m\n", err)
     if told:
         assert int(told[1]) == saved == len(lines)
