@@ -400,7 +400,7 @@ def test_a_step_in_the_middle_of_another_finds_no_lock_taken(enabled):
     before, inside, steps = gc.isenabled(), [], []
 
     def trace(frame, event, _):
-        if not frame.f_code.co_filename.endswith("training.py"):
+        if not frame.f_code.co_filename.endswith(("training.py", "interrupts.py")):
             return None
         if event == "line" and frame.f_code.co_name in ("paused", "train_step") and not inside:
             inside.append(None)
@@ -415,7 +415,7 @@ def test_a_step_in_the_middle_of_another_finds_no_lock_taken(enabled):
         mg.train_step(run)
         sys.settrace(old)
         assert gc.isenabled() == enabled and run.adam.step == 1
-        assert len(steps) >= (3 if mg.BACKEND == "cython" else 12)
+        assert len(steps) >= (3 if mg.BACKEND == "cython" else 8)
     finally:
         sys.settrace(old)
         gc.enable() if before else gc.disable()
