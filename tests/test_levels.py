@@ -1,5 +1,6 @@
 """Instruction-set levels: chosen at run time, and bit-identical."""
 
+import math
 import os
 import random
 import subprocess
@@ -43,6 +44,47 @@ def test_all_levels_take_the_same_adam_steps(compiled, levels, shape):
             adam_update(compiled, [p], [m], [v], step, 0.01)
         sides.append(repr([p.tolist(), m.tolist(), v.tolist()]))
     assert all(side == sides[0] for side in sides)
+
+
+def nearest_to_midpoints():
+    """Yield numbers whose square roots lie as near as can be to the middle of two floats.
+
+    With an odd z of 54 bits, z / 2 is such a middle; x = (z * z - j) / 2**e, a number of 53 bits,
+    has the root z / 2**(e / 2) but for about j / 2**(e + 1). j is 1 modulo 8, as odd squares are.
+    """
+    for e in (54, 55):
+        for j in range(-191, 200, 8):
+            root = 1
+            for k in range(3, e):  # a root modulo 2**k becomes one modulo 2**(k + 1)
+                if (root * root - j) % 2 ** (k + 1):
+                    root += 2 ** (k - 1)
+            for z in {(sign * root + half) % 2**e for sign in (1, -1) for half in (0, 2 ** (e - 1))}:
+                x, rest = divmod(z * z - j, 2**e)
+                if 2**53 <= z < 2**54 and 2**52 <= x < 2**53 and not rest:
+                    yield float(x) if e == 54 else 2.0 * x
+
+
+def test_the_root_in_adam_is_correctly_rounded_at_every_level(compiled, levels):
+    hard = list(nearest_to_midpoints())
+    assert len(hard) > 60
+    rng = random.Random(0)
+    xs = [x * 4.0**k for x in hard for k in (0, -100, 300, -420)]
+    xs += [float(i) for i in range(1, 300)] + [(i / 7) ** 2 for i in range(1, 300)]
+    xs += [2.0**k * (1 + d) for k in range(-800, 1000, 7) for d in (0, 2.0**-52, -(2.0**-53))]
+    xs += [rng.uniform(1, 4) * 2.0 ** rng.randint(-700, 900) for _ in range(20_000)]
+    xs += [1.0] * (8 + -len(xs) % 16) + xs  # both in the first and in the second of two vectors
+    xs += [math.inf, math.nan, 1.7e308, 1e-250]
+    for level in levels:
+        compiled._level(level)
+        for lr in (1.0, 1.1, 1.3):  # a root that is wrong in the last bit changes one quotient
+            p, m, v = (compiled.Matrix(1, len(xs)) for _ in range(3))
+            m.load([[2.0] * len(xs)])
+            v.load([[2 * x if x < 8e307 else x for x in xs]])
+            adam_update(compiled, [p], [m], [v], 0, lr, beta1=0.5, beta2=0.5, eps=1e-290)
+            lr_hat = lr * (math.sqrt(0.5) / 0.5)
+            roots = [math.sqrt(number) for number in v.tolist()[0]]
+            assert v.tolist()[0][:-4] == xs[:-4]
+            assert repr(p.tolist()[0]) == repr([0.0 - lr_hat / root for root in roots])
 
 
 def test_all_levels_train_alike(compiled, levels):

@@ -53,8 +53,11 @@ cdef extern from "Python.h":
 
 cdef extern from "_kernels.h" nogil:
     ctypedef Py_ssize_t Index
+    ctypedef struct AdamRates:
+        double lr_hat, beta1, beta2, eps_hat
     const char* kernels_choose(const char*)
     const char* kernels_level(int)
+    Index linear_workspace_size(Index, Index)
     Index attention_workspace_size(const Index*, Index, Index, Index, Index)
     # The others are called through the table of the chosen level.
     void embedding_forward "kernels->embedding_forward"(
@@ -62,17 +65,19 @@ cdef extern from "_kernels.h" nogil:
     void embedding_backward "kernels->embedding_backward"(
         double*, const double*, const Index*, Index, Index)
     void add_forward "kernels->add_forward"(double*, const double*, const double*, Index)
-    void add_backward "kernels->add_backward"(double*, double*, const double*, Index)
+    void pass_on "kernels->pass_on"(double*, int, const double*, Index)
     void linear_forward "kernels->linear_forward"(
-        double*, const double*, const double*, Index, Index, Index)
-    void linear_backward "kernels->linear_backward"(
-        double*, double*, const double*, const double*, const double*, Index, Index, Index)
+        double*, double*, const double*, const double*, Index, Index, Index)
+    void linear_backward_x "kernels->linear_backward_x"(
+        double*, int, const double*, const double*, Index, Index, Index)
+    void linear_backward_w "kernels->linear_backward_w"(
+        double*, int, const double*, const double*, Index, Index, Index)
     void rmsnorm_forward "kernels->rmsnorm_forward"(
         double*, double*, const double*, double, Index, Index)
     void rmsnorm_backward "kernels->rmsnorm_backward"(
-        double*, const double*, const double*, const double*, Index, Index)
+        double*, int, const double*, const double*, const double*, Index, Index)
     void relu_forward "kernels->relu_forward"(double*, const double*, Index)
-    void relu_backward "kernels->relu_backward"(double*, const double*, const double*, Index)
+    void relu_backward "kernels->relu_backward"(double*, int, const double*, const double*, Index)
     void softmax_forward "kernels->softmax_forward"(
         double*, const double*, double, Index, Index)
     void softmax_backward "kernels->softmax_backward"(
@@ -86,16 +91,16 @@ cdef extern from "_kernels.h" nogil:
         double*, double*, const double*, const double*, const double*, const Index*, Index,
         Index, Index, Index)
     void attention_backward "kernels->attention_backward"(
-        double*, double*, double*, const double*, double*, const Index*, Index, Index, Index,
-        Index)
+        double*, int, double*, int, double*, int, const double*, double*, const Index*, Index,
+        Index, Index, Index)
     void cross_entropy_forward "kernels->cross_entropy_forward"(
         double*, double*, const double*, const Index*, Index, Index)
     void cross_entropy_backward "kernels->cross_entropy_backward"(
-        double*, const double*, const double*, const Index*, Index, Index)
+        double*, int, const double*, const double*, const Index*, Index, Index)
     double mean_forward "kernels->mean_forward"(const double*, Index)
-    void mean_backward "kernels->mean_backward"(double*, double, Index)
+    void mean_backward "kernels->mean_backward"(double*, int, double, Index)
     void adam_kernel "kernels->adam"(
-        double*, double*, double*, double*, double, double, double, double, Index)
+        double*, const double*, double*, double*, const AdamRates*, Index)
 
 
 cdef extern from *:
@@ -354,7 +359,9 @@ cdef class Value:
         if self.node.kind != ELEMENT:
             return self.node.grad
         block = block_of(self.node.left)
-        return 0.0 if block.grad is NULL else block.grad[<uintptr_t>self.node.right]
+        if block.grad is NULL or block.grad_is_zero:
+            return 0.0
+        return block.grad[<uintptr_t>self.node.right]
 
     @grad.setter
     def grad(self, grad):
@@ -362,7 +369,7 @@ cdef class Value:
         if self.node.kind == ELEMENT:
             require_unused(self.node.left)
             need_grad(self.node.left)
-            block_of(self.node.left).grad[<uintptr_t>self.node.right] = number
+            gradient(block_of(self.node.left))[<uintptr_t>self.node.right] = number
         else:
             self.node.grad = number
 
@@ -699,7 +706,10 @@ cdef class _Buffer:
 
     def __cinit__(self, Matrix matrix not None, bint of_grad):
         if of_grad:
+            require_unused(matrix.node)
             need_grad(matrix.node)
+            owner_of(matrix.node).grad_is_seen = True
+            gradient(block_of(matrix.node))
         self.node = matrix.node
         retain(self.node)
         self.of_grad = of_grad
@@ -763,11 +773,9 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
     cdef Block* block = block_of(node)
     cdef Node* owner = block.inputs[0] if block.op == VIEW else node
     cdef double* data = block.data + start * block.cols
-    cdef double* grad = block.grad + start * block.cols if block.grad is not NULL else NULL
     cdef Node* view = new_block(VIEW, stop - start, block.cols)
     block = block_of(view)
     block.data = data
-    block.grad = grad
     block.inputs[0] = owner
     block.n_inputs = 1
     retain(owner)
@@ -1027,19 +1035,13 @@ cdef inline double* changing(Matrix x) except NULL:
     return block_of(x.node).data
 
 
-cdef int require_all_unused(tuple matrices) except -1:
-    cdef Matrix x
-    for x in matrices:
-        require_unused(x.node)
-    return 0
-
-
+@cython.final
 cdef class _AdamStep:
-    """One checked step: taking it needs no memory and runs no Python but setting the count."""
+    """One checked step. Taking it needs no memory and runs no Python but setting the count."""
 
     cdef object adam, next_step
     cdef tuple params, m, v  # not lists, which what sets the step could get hold of
-    cdef double lr_hat, beta1, beta2, eps_hat
+    cdef AdamRates rates
 
     def __cinit__(self, adam, lr):
         cdef double correction1, correction2
@@ -1052,19 +1054,19 @@ cdef class _AdamStep:
                 and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
                 and eps > 0.0):  # else nothing is left to check
             step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+        self.next_step = step + 1
+        self.rates.beta1, self.rates.beta2 = beta1, beta2
+        correction1 = 1.0 - pow(self.rates.beta1, <double>self.next_step)
+        correction2 = 1.0 - pow(self.rates.beta2, <double>self.next_step)
+        # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
+        self.rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
+        self.rates.eps_hat = <double>eps * sqrt(correction2)
         if not self.shapes_fit():
             refuse(checks.adam_shapes, tuple([
                 [shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)
             ]))
         for param in self.params:
             need_grad(param.node)
-        self.next_step = step + 1
-        self.beta1, self.beta2 = beta1, beta2
-        correction1 = 1.0 - pow(self.beta1, <double>self.next_step)
-        correction2 = 1.0 - pow(self.beta2, <double>self.next_step)
-        # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
-        self.lr_hat = <double>lr * (sqrt(correction2) / correction1)
-        self.eps_hat = <double>eps * sqrt(correction2)
 
     cdef bint shapes_fit(self) except -1:
         cdef Matrix param, first, second
@@ -1081,31 +1083,36 @@ cdef class _AdamStep:
                 return False
         return True
 
-    cdef void claim(self, int change) noexcept:
-        """Claim all blocks for the update, by -1, or give them back, by 1. It makes no object."""
+    cdef int require_unused(self) except -1:
+        """Raise RuntimeError if a thread computes with a block that is about to change."""
         cdef Py_ssize_t i
         for i in range(len(self.params)):
-            owner_of((<Matrix>self.params[i]).node).in_use += change
-            owner_of((<Matrix>self.m[i]).node).in_use += change
-            owner_of((<Matrix>self.v[i]).node).in_use += change
+            require_unused((<Matrix>self.params[i]).node)
+            require_unused((<Matrix>self.m[i]).node)
+            require_unused((<Matrix>self.v[i]).node)
+        return 0
 
     cdef int take(self) except -1:
-        cdef Matrix p, m, v
+        """Count the step and update the parameters."""
         cdef Py_ssize_t i
-        numbers_are_read()
-        require_all_unused(self.params)
-        require_all_unused(self.m)
-        require_all_unused(self.v)
-        # What sets the count may let another thread begin a computation that reads the numbers.
-        self.claim(-1)
+        cdef Block* p
+        cdef Matrix param, m, v
+        self.adam.step = self.next_step  # first: if it is refused, nothing has changed
         try:
-            self.adam.step = self.next_step
-        finally:
-            self.claim(1)
+            self.require_unused()
+        except:
+            self.adam.step = self.next_step - 1
+            raise
+        # From here to the end no other thread runs.
         for i in range(len(self.params)):
-            p, m, v = self.params[i], self.m[i], self.v[i]
-            adam_kernel(changing(p), block_of(p.node).grad, changing(m), changing(v), self.lr_hat,
-                        self.beta1, self.beta2, self.eps_hat, size_of(p.node))
+            param, m, v = self.params[i], self.m[i], self.v[i]
+            p = block_of(param.node)
+            adam_kernel(p.data, gradient(p), block_of(m.node).data, block_of(v.node).data,
+                        &self.rates, size_of(param.node))
+            clear_grad(p)
+            numbers_change(param.node)
+            numbers_change(m.node)
+            numbers_change(v.node)
         return 0
 
 
@@ -1121,13 +1128,14 @@ def adam_update(adam, lr):
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    cdef _AdamStep step = _AdamStep(adam, lr)
+    cdef _AdamStep step = _AdamStep.__new__(_AdamStep, adam, lr)
+    numbers_are_read()  # a replay would not run it
     step.take()
 
 
 def adam_minimize(Value loss not None, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
-    cdef _AdamStep step = _AdamStep(adam, lr)
+    cdef _AdamStep step = _AdamStep.__new__(_AdamStep, adam, lr)
     backward_from(loss.node)
     step.take()
 

@@ -68,13 +68,41 @@ cdef int need_grad(Node* node) except -1:
         block.grad = owner.grad + (block.data - owner.data)
     else:
         block.grad = new_buffer(size_of(node))
-        memset(block.grad, 0, size_of(node) * sizeof(double))
+        block.grad_is_zero = True
     return 0
 
 
+cdef inline double* gradient(Block* block) noexcept nogil:
+    """Return the gradient of a block as its memory holds it, to be read or added to."""
+    cdef Block* owner = block_of(block.inputs[0]) if block.op == VIEW else block
+    if owner.grad_is_zero:
+        memset(owner.grad, 0, owner.rows * owner.cols * sizeof(double))
+        owner.grad_is_zero = False
+    return block.grad
+
+
+cdef inline bint is_first(Block* block) noexcept nogil:
+    """Whether the gradient that is about to be passed on to a block is written, not added."""
+    cdef bint zero = block.grad_is_zero
+    if block.op == VIEW:
+        gradient(block)
+        return False
+    block.grad_is_zero = False
+    return zero
+
+
+cdef inline void clear_grad(Block* block) noexcept nogil:
+    if block.op == VIEW or block.grad_is_seen:
+        memset(gradient(block), 0, block.rows * block.cols * sizeof(double))
+    else:
+        block.grad_is_zero = True
+
+
 cdef Py_ssize_t numbers_saved(Block* y) except -1:
-    """Return how many numbers the forward of a block saves for its backward."""
+    """Return how many numbers the forward of a block saves for its backward, or works with."""
     cdef Py_ssize_t n
+    if y.op == LINEAR:
+        return linear_workspace_size(y.rows, block_of(y.inputs[0]).cols)
     if y.op == RMSNORM:
         return y.rows
     if y.op == SOFTMAX:
@@ -116,7 +144,7 @@ cdef void block_forward(Node* node) noexcept nogil:
     elif y.op == MATRIX_ADD:
         add_forward(y.data, a.data, b.data, y.rows * y.cols)
     elif y.op == LINEAR:
-        linear_forward(y.data, a.data, b.data, y.rows, a.cols, y.cols)
+        linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
         rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
@@ -138,30 +166,40 @@ cdef void block_backward(Node* node) noexcept nogil:
     cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
-    cdef Py_ssize_t i
+    cdef double* dy
+    cdef Py_ssize_t i, n = y.rows * y.cols
+    cdef bint first_a, first_b, first_c
+    if y.op <= VIEW:
+        return
+    dy = gradient(y)
+    # One input may be two, so the order in which they are asked is that of the kernel.
     if y.op == PACK:
-        for i in range(y.rows * y.cols):
-            y.items[i].grad += y.grad[i]
+        for i in range(n):
+            y.items[i].grad += dy[i]
     elif y.op == EMBEDDING:
-        embedding_backward(a.grad, y.grad, y.ids.items, y.rows, y.cols)
+        embedding_backward(gradient(a), dy, y.ids.items, y.rows, y.cols)
     elif y.op == MATRIX_ADD:
-        add_backward(a.grad, b.grad, y.grad, y.rows * y.cols)
+        pass_on(a.grad, is_first(a), dy, n)
+        pass_on(b.grad, is_first(b), dy, n)
     elif y.op == LINEAR:
-        linear_backward(a.grad, b.grad, y.grad, a.data, b.data, y.rows, a.cols, y.cols)
+        linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
+        linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
-        rmsnorm_backward(a.grad, y.grad, a.data, y.saved, y.rows, y.cols)
+        rmsnorm_backward(a.grad, is_first(a), dy, a.data, y.saved, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
-        relu_backward(a.grad, y.grad, a.data, y.rows * y.cols)
+        relu_backward(a.grad, is_first(a), dy, a.data, n)
     elif y.op == SOFTMAX:
-        softmax_backward(a.grad, y.grad, y.data, y.saved[0], y.rows, y.cols)
+        softmax_backward(gradient(a), dy, y.data, y.saved[0], y.rows, y.cols)
     elif y.op == ATTENTION:
-        attention_backward(a.grad, b.grad, c.grad, y.grad, y.saved, y.ids.items, y.rows, b.rows,
-                           y.cols, y.n_head)
+        first_a, first_b, first_c = is_first(a), is_first(b), is_first(c)
+        attention_backward(a.grad, first_a, b.grad, first_b, c.grad, first_c, dy, y.saved,
+                           y.ids.items, y.rows, b.rows, y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
-        attention_weights_backward(a.grad, b.grad, y.grad, y.data, a.data, b.data, y.ids.items,
+        gradient(a)
+        attention_weights_backward(a.grad, gradient(b), dy, y.data, a.data, b.data, y.ids.items,
                                    a.rows, b.rows, a.cols, y.n_head)
     elif y.op == CROSS_ENTROPY:
-        cross_entropy_backward(a.grad, y.grad, y.saved, y.ids.items, a.rows, a.cols)
+        cross_entropy_backward(a.grad, is_first(a), dy, y.saved, y.ids.items, a.rows, a.cols)
 
 
 cdef inline Block* touched_by(Node* node, int i) noexcept:
@@ -181,15 +219,6 @@ cdef void hold(Node* node, int change) noexcept:
     for i in range(4):
         if touched_by(node, i) is not NULL:
             touched_by(node, i).in_use += change
-
-
-cdef bint is_claimed(Node* node) noexcept:
-    """Whether an update is about to change what the work on a node needs."""
-    cdef int i
-    for i in range(4):
-        if touched_by(node, i) is not NULL and touched_by(node, i).in_use < 0:
-            return True
-    return False
 
 
 cdef int require_unused(Node* node) except -1:
@@ -267,14 +296,6 @@ cdef void end_traversal(Traversal* walk) noexcept:
     walk.stack = NULL
 
 
-cdef bint any_is_claimed(Traversal* walk) noexcept:
-    cdef Py_ssize_t i
-    for i in range(walk.n):
-        if is_claimed(walk.topo[i]):
-            return True
-    return False
-
-
 cdef int backward_from(Node* root) except -1:
     """Run backward; keep the root meanwhile, whatever happens to its handle."""
     numbers_are_read()  # a replay would not run it
@@ -294,11 +315,11 @@ cdef int backward_below(Node* root) except -1:
     if root.kind == ELEMENT and block_of(root.left).op == NONE:
         require_unused(root.left)
         need_grad(root.left)
-        block_of(root.left).grad[<uintptr_t>root.right] = 1.0
+        gradient(block_of(root.left))[<uintptr_t>root.right] = 1.0
         return 0
     start_traversal(root, &walk)
     root.grad = 1.0
-    if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves and not any_is_claimed(&walk):
+    if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves:
         for i in range(walk.n):
             hold(walk.topo[i], 1)
         with nogil:
@@ -360,7 +381,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
         need_grad(node)
         walk.entries += size_of(node)
         if block_of(node).op > VIEW:
-            memset(block_of(node).grad, 0, size_of(node) * sizeof(double))
+            clear_grad(block_of(node))
     node.mark = walk.number
     walk.stack[walk.depth].node = node
     walk.stack[walk.depth].next = 0
@@ -414,9 +435,10 @@ cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
         elif node.kind == BLOCK:
             block_backward(node)
         elif node.kind == ELEMENT:
-            block_of(node.left).grad[<uintptr_t>node.right] += grad
+            gradient(block_of(node.left))[<uintptr_t>node.right] += grad
         elif node.kind == MEAN:
-            mean_backward(block_of(node.left).grad, grad, size_of(node.left))
+            mean_backward(block_of(node.left).grad, is_first(block_of(node.left)), grad,
+                          size_of(node.left))
         else:
             many = <Many*>node.right
             for j in range(many.n):

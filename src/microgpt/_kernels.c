@@ -38,23 +38,44 @@
 
 #include "_vec.h"
 
-/* Rows of a tile: as many as there are registers for their sums. */
+enum { LEAST_PANEL_ROWS = 3 };
+
+/* Rows and vectors of a tile: as many as there are registers for their sums. */
 #if defined(MICROGPT_AVX512)
-enum { DOT_ROWS = 8, AXPY_ROWS = 8 };
+enum { DOT_ROWS = 2, PANEL_ROWS = 7, AXPY_ROWS = 16, AXPY_VECS = 1 };
 #elif defined(MICROGPT_AVX2)
-enum { DOT_ROWS = 3, AXPY_ROWS = 6 };
+enum { DOT_ROWS = 3, AXPY_ROWS = 6, AXPY_VECS = 2 };
 #else
-enum { DOT_ROWS = 1, AXPY_ROWS = 2 };
+enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 #endif
 
 /* switch (count) with one compiled case for each number of rows. */
 #define CASE(rows, call) \
     case rows: call(rows); break;
+#define ROWS_2(call) CASE(2, call)
+#define ROWS_3(call) CASE(3, call) ROWS_2(call)
+#define ROWS_6(call) CASE(6, call) CASE(5, call) CASE(4, call) ROWS_3(call)
+#define ROWS_7(call) CASE(7, call) ROWS_6(call)
+#define ROWS_16(call) \
+    CASE(16, call) CASE(15, call) CASE(14, call) CASE(13, call) CASE(12, call) CASE(11, call) \
+    CASE(10, call) CASE(9, call) CASE(8, call) ROWS_7(call)
 #if defined(MICROGPT_AVX512)
-#define ROWS_UP_TO_8(call) CASE(8, call) CASE(7, call) CASE(6, call) CASE(5, call) CASE(4, call)
+#define DOT_CASES ROWS_2
+#define AXPY_CASES ROWS_16
+#elif defined(MICROGPT_AVX2)
+#define DOT_CASES ROWS_3
+#define AXPY_CASES ROWS_6
 #else
-#define ROWS_UP_TO_8(call)
+#define DOT_CASES(call)
+#define AXPY_CASES ROWS_2
 #endif
+
+/* The rows of the next tile, `left` being those that are not done: an even share of them. */
+INLINE Index tile_rows(Index left, Index most)
+{
+    Index tiles = (left + most - 1) / most;
+    return (left + tiles - 1) / tiles;
+}
 
 static void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n)
 {
@@ -66,6 +87,14 @@ static void add_to(double *RESTRICT dx, const double *RESTRICT dy, Index size)
 {
     for (Index i = 0; i < size; i++)
         dx[i] += dy[i];
+}
+
+static void pass_on(double *dx, int first, const double *dy, Index size)
+{
+    if (first)
+        memcpy(dx, dy, (size_t)size * sizeof(double));
+    else
+        add_to(dx, dy, size);
 }
 
 static void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T,
@@ -81,23 +110,21 @@ static void add_forward(double *RESTRICT y, const double *a, const double *b, In
         y[i] = a[i] + b[i];
 }
 
-static void add_backward(double *da, double *db, const double *dy, Index size)
-{
-    add_to(da, dy, size); /* one after the other: da and db may be the same */
-    add_to(db, dy, size);
-}
-
 static void relu_forward(double *RESTRICT y, const double *RESTRICT x, Index size)
 {
     for (Index i = 0; i < size; i++)
         y[i] = x[i] > 0.0 ? x[i] : 0.0;
 }
 
-static void relu_backward(double *RESTRICT dx, const double *RESTRICT dy,
+static void relu_backward(double *RESTRICT dx, int first, const double *RESTRICT dy,
                           const double *RESTRICT x, Index size)
 {
-    for (Index i = 0; i < size; i++)
-        dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
+    if (first)
+        for (Index i = 0; i < size; i++)
+            dx[i] = (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
+    else
+        for (Index i = 0; i < size; i++)
+            dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
 }
 
 /* y (rows, cols): the dot products of rows of x with rows of w; cols is at most 4. */
@@ -106,16 +133,16 @@ static void relu_backward(double *RESTRICT dx, const double *RESTRICT dy,
 INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
                      Index nin, Index nout)
 {
-    const int pairs = (cols + 1) / 2;
+    const int pairs = cols > 1 ? 2 : 1; /* of the columns 0 and 2, 1 and 3 */
     pair sum[DOT_ROWS][2];
     for (int r = 0; r < rows; r++)
         sum[r][0] = sum[r][1] = wide_all(0.0);
     for (Index i = 0; i < nin; i += 4) {
         pair column[2];
         for (int p = 0; p < pairs; p++) {
-            const double *even = w + 2 * p * nin + i;
-            const double *odd = 2 * p + 1 < cols ? even + nin : even;
-            column[p] = pair_of(at_first(even, nin - i, 0.0), at_first(odd, nin - i, 0.0));
+            const double *first = w + p * nin + i;
+            const double *second = p + 2 < cols ? first + 2 * nin : first;
+            column[p] = pair_of(at_first(first, nin - i, 0.0), at_first(second, nin - i, 0.0));
         }
         for (int r = 0; r < rows; r++) {
             vec row = at_first(x + r * nin + i, nin - i, 0.0);
@@ -123,9 +150,13 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
                 sum[r][p] = wide_plus_product(sum[r][p], pair_of(row, row), column[p]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        put_first(y + r * nout, totals(pair_first(sum[r][0]), pair_second(sum[r][0]),
-                                       pair_first(sum[r][1]), pair_second(sum[r][1])), cols);
+    for (int r = 0; r < rows; r += 2) {
+        int next = r + 1 < rows ? r + 1 : r;
+        pair y2 = pair_totals(sum[r][0], sum[r][1], sum[next][0], sum[next][1]);
+        put_first(y + r * nout, pair_first(y2), cols);
+        if (next != r)
+            put_first(y + next * nout, pair_second(y2), cols);
+    }
 }
 
 #else
@@ -156,26 +187,75 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
 INLINE void dot_tiles(const int cols, double *y, const double *x, const double *w, Index T,
                       Index nin, Index nout)
 {
-    Index t = 0;
-    for (Index left = (T + DOT_ROWS - 1) / DOT_ROWS; left > 0; left--) {
-        Index rows = (T - t + left - 1) / left;
+    for (Index t = 0, rows; t < T; t += rows) {
+        rows = tile_rows(T - t, DOT_ROWS);
 #define TILE(rows) dot_tile(rows, cols, y + t * nout, x + t * nin, w, nin, nout)
         switch (rows) {
-            ROWS_UP_TO_8(TILE)
-#if defined(MICROGPT_AVX2)
-            CASE(3, TILE)
-            CASE(2, TILE)
-#endif
+            DOT_CASES(TILE)
         default: TILE(1);
         }
 #undef TILE
-        t += rows;
     }
 }
 
-static void linear_forward(double *y, const double *x, const double *w, Index T, Index nin,
-                           Index nout)
+#if defined(MICROGPT_AVX512)
+
+/* y (rows, cols): as dot_tile, the at most 8 rows of w being transposed to panel (nin, 8). */
+INLINE void panel_tile(const int rows, double *y, const double *x, const double *panel, Index nin,
+                       Index nout, Index cols)
 {
+    wide sum[PANEL_ROWS][4];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j++)
+            sum[r][j] = wide_all(0.0);
+    Index i = 0;
+    for (; i + 4 <= nin; i += 4)
+        for (int j = 0; j < 4; j++)
+            for (int r = 0; r < rows; r++)
+                sum[r][j] = wide_plus_product(sum[r][j], wide_all(x[r * nin + i + j]),
+                                              wide_at_first(panel + (i + j) * WIDE, WIDE));
+    for (int j = 0; j < 3; j++)
+        if (i + j < nin)
+            for (int r = 0; r < rows; r++)
+                sum[r][j] = wide_plus_product(sum[r][j], wide_all(x[r * nin + i + j]),
+                                              wide_at_first(panel + (i + j) * WIDE, WIDE));
+    for (int r = 0; r < rows; r++)
+        wide_put_first(y + r * nout, wide_add(wide_add(sum[r][0], sum[r][1]),
+                                              wide_add(sum[r][2], sum[r][3])), cols);
+}
+
+/* A transposed copy of 8 rows of w pays from a few rows on: its numbers are then along the
+ * columns of y, so that no sum runs across lanes. */
+static void linear_forward_by_panels(double *y, double *panel, const double *x, const double *w,
+                                     Index T, Index nin, Index nout)
+{
+    for (Index o = 0; o < nout; o += WIDE) {
+        Index cols = nout - o < WIDE ? nout - o : WIDE;
+        for (Index i = 0; i < nin; i += WIDE)
+            wide_transpose(panel + i * WIDE, w + o * nin + i, nin, cols, nin - i);
+        for (Index t = 0, rows; t < T; t += rows) {
+            rows = tile_rows(T - t, PANEL_ROWS);
+#define TILE(rows) panel_tile(rows, y + t * nout + o, x + t * nin, panel, nin, nout, cols)
+            switch (rows) {
+                ROWS_7(TILE)
+            default: TILE(1);
+            }
+#undef TILE
+        }
+    }
+}
+
+#endif
+
+static void linear_forward(double *y, double *scratch, const double *x, const double *w, Index T,
+                           Index nin, Index nout)
+{
+#if defined(MICROGPT_AVX512)
+    if (T >= LEAST_PANEL_ROWS) {
+        linear_forward_by_panels(y, scratch, x, w, T, nin, nout);
+        return;
+    }
+#endif
     Index o = 0;
     for (; o + 4 <= nout; o += 4)
         dot_tiles(4, y + o, x, w + o * nin, T, nin, nout);
@@ -186,19 +266,85 @@ static void linear_forward(double *y, const double *x, const double *w, Index T,
     }
 }
 
-/* out += a b for rows by vecs (at most 2) wide vectors, the last one with `last` columns.
+/* p -= lr_hat * m / (sqrt(v) + eps_hat), m and v being updated first; the bias corrections are
+ * in lr_hat and eps_hat.
+ *
+ * A moment whose gradient stays 0 falls below 1e-308 after some 4,000 steps; as a subnormal number
+ * it would cost ten times as much, for ever. To add 1e-270 and to subtract it again rounds it to 0
+ * in time, and leaves what is above 1e-254 as it is; the root is then never that of 0 either,
+ * which makes no difference beside an eps above 1e-119.
+ *
+ * The divider bounds the loop: one square root and one division per parameter. Where there are
+ * fused operations, every other root comes from the multipliers, so that both are busy. */
+static const double TINY = 1e-270;
+
+#if defined(MICROGPT_AVX512)
+
+INLINE void adam_wide(const int by_instruction, double *p, const double *dp, double *m, double *v,
+                      const AdamRates *rates, Index n)
+{
+    wide g = wide_at_first(dp, n), tiny = wide_all(TINY);
+    wide mean = wide_plus_product(wide_times(wide_all(rates->beta1), wide_at_first(m, n)),
+                                  wide_all(1.0 - rates->beta1), g);
+    wide square = wide_plus_product(wide_times(wide_all(rates->beta2), wide_at_first(v, n)),
+                                    wide_all(1.0 - rates->beta2), wide_times(g, g));
+    mean = wide_subtract(wide_add(mean, tiny), tiny);
+    square = wide_add(square, tiny);
+    wide_put_first(m, mean, n);
+    wide_put_first(v, wide_subtract(square, tiny), n);
+    wide root = by_instruction ? wide_root(square) : wide_root_by_products(square);
+    wide change = wide_divide(wide_times(wide_all(rates->lr_hat), mean),
+                              wide_add(root, wide_all(rates->eps_hat)));
+    wide_put_first(p, wide_subtract(wide_at_first(p, n), change), n);
+}
+
+static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT m,
+                 double *RESTRICT v, const AdamRates *rates, Index size)
+{
+    Index i = 0;
+    for (; i + 2 * WIDE <= size; i += 2 * WIDE) {
+        adam_wide(1, p + i, dp + i, m + i, v + i, rates, WIDE);
+        adam_wide(0, p + i + WIDE, dp + i + WIDE, m + i + WIDE, v + i + WIDE, rates, WIDE);
+    }
+    for (; i < size; i += WIDE)
+        adam_wide(1, p + i, dp + i, m + i, v + i, rates, size - i);
+}
+
+#else
+
+static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT m,
+                 double *RESTRICT v, const AdamRates *rates, Index size)
+{
+    double lr_hat = rates->lr_hat, eps_hat = rates->eps_hat;
+    double beta1 = rates->beta1, beta2 = rates->beta2;
+    for (Index i = 0; i < size; i++) {
+        double g = dp[i];
+        double mean = beta1 * m[i] + (1.0 - beta1) * g;
+        double square = beta2 * v[i] + (1.0 - beta2) * (g * g);
+        mean = (mean + TINY) - TINY;
+        square = square + TINY;
+        m[i] = mean;
+        v[i] = square - TINY;
+        p[i] -= lr_hat * mean / (sqrt(square) + eps_hat);
+    }
+}
+
+#endif
+
+/* out += a b for rows by vecs wide vectors, the last one with `last` columns.
  * a is dy or its transpose: its entry in row r, at place k of the sum, is
- * a[r * row_step + k * sum_step]. The sum is added to out once, at its end. */
-INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *out,
+ * a[r * row_step + k * sum_step]. The sum is added to out, or written if it is the first, at
+ * its end. */
+INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *out, int first,
                       const double *a, Index row_step, Index sum_step, const double *b,
                       Index terms, Index n)
 {
-    wide sum[AXPY_ROWS][2];
+    wide sum[AXPY_ROWS][AXPY_VECS];
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++)
             sum[r][c] = wide_all(0.0);
     for (Index k = 0; k < terms; k++) {
-        wide row[2];
+        wide row[AXPY_VECS];
         for (int c = 0; c < vecs; c++)
             row[c] = wide_at_first(b + k * n + WIDE * c, c == vecs - 1 ? last : WIDE);
         for (int r = 0; r < rows; r++) {
@@ -211,57 +357,58 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *
         for (int c = 0; c < vecs; c++) {
             double *place = out + r * n + WIDE * c;
             Index count = c == vecs - 1 ? last : WIDE;
-            wide_put_first(place, wide_add(wide_at_first(place, count), sum[r][c]), count);
+            if (!first)
+                sum[r][c] = wide_add(wide_at_first(place, count), sum[r][c]);
+            wide_put_first(place, sum[r][c], count);
         }
 }
 
 /* All n columns of some rows. Walking along the rows, not down the columns, keeps the memory of
  * a large dw in order. */
-INLINE void axpy_rows(const int rows, double *out, const double *a, Index row_step,
+INLINE void axpy_rows(const int rows, double *out, int first, const double *a, Index row_step,
                       Index sum_step, const double *b, Index terms, Index n)
 {
     Index i = 0;
-    for (; i + 2 * WIDE <= n; i += 2 * WIDE)
-        axpy_tile(rows, 2, WIDE, out + i, a, row_step, sum_step, b + i, terms, n);
-    for (; i + WIDE <= n; i += WIDE)
-        axpy_tile(rows, 1, WIDE, out + i, a, row_step, sum_step, b + i, terms, n);
+    for (; i + AXPY_VECS * WIDE <= n; i += AXPY_VECS * WIDE)
+        axpy_tile(rows, AXPY_VECS, WIDE, out + i, first, a, row_step, sum_step, b + i, terms, n);
+    if (AXPY_VECS > 1 && i + WIDE <= n) {
+        axpy_tile(rows, 1, WIDE, out + i, first, a, row_step, sum_step, b + i, terms, n);
+        i += WIDE;
+    }
     if (i < n)
-        axpy_tile(rows, 1, n - i, out + i, a, row_step, sum_step, b + i, terms, n);
+        axpy_tile(rows, 1, n - i, out + i, first, a, row_step, sum_step, b + i, terms, n);
 }
 
-/* out (rows, n) += a b, b (terms, n). */
-INLINE void add_product(double *out, const double *a, Index row_step, Index sum_step,
-                        const double *b, Index rows, Index terms, Index n)
+/* axpy_rows with one compiled case for each number of rows. */
+static void axpy_rows_of(Index rows, double *out, int first, const double *a, Index row_step,
+                         Index sum_step, const double *b, Index terms, Index n)
 {
-    Index r = 0;
-    for (Index left = (rows + AXPY_ROWS - 1) / AXPY_ROWS; left > 0; left--) {
-        Index count = (rows - r + left - 1) / left;
-        double *to = out + r * n;
-        const double *from = a + r * row_step;
-#define TILE(rows) axpy_rows(rows, to, from, row_step, sum_step, b, terms, n)
-        switch (count) {
-            ROWS_UP_TO_8(TILE)
-#if defined(MICROGPT_AVX2) && !defined(MICROGPT_AVX512)
-            CASE(6, TILE)
-            CASE(5, TILE)
-            CASE(4, TILE)
-#endif
-#if defined(MICROGPT_AVX2)
-            CASE(3, TILE)
-#endif
-            CASE(2, TILE)
-        default: TILE(1);
-        }
+#define TILE(rows) axpy_rows(rows, out, first, a, row_step, sum_step, b, terms, n)
+    switch (rows) {
+        AXPY_CASES(TILE)
+    default: TILE(1);
+    }
 #undef TILE
-        r += count;
+}
+
+/* dx += dy w */
+static void linear_backward_x(double *dx, int first, const double *dy, const double *w, Index T,
+                              Index nin, Index nout)
+{
+    for (Index t = 0, rows; t < T; t += rows) {
+        rows = tile_rows(T - t, AXPY_ROWS);
+        axpy_rows_of(rows, dx + t * nin, first, dy + t * nout, nout, 1, w, nout, nin);
     }
 }
 
-static void linear_backward(double *dx, double *dw, const double *dy, const double *x,
-                            const double *w, Index T, Index nin, Index nout)
+/* dw += dy^T x */
+static void linear_backward_w(double *dw, int first, const double *dy, const double *x, Index T,
+                              Index nin, Index nout)
 {
-    add_product(dx, dy, nout, 1, w, T, nout, nin);
-    add_product(dw, dy, 1, nout, x, nout, T, nin);
+    for (Index o = 0, rows; o < nout; o += rows) {
+        rows = tile_rows(nout - o, AXPY_ROWS);
+        axpy_rows_of(rows, dw + o * nin, first, dy + o, 1, nout, x, T, nin);
+    }
 }
 
 static double dot(const double *a, const double *b, Index n)
@@ -285,15 +432,19 @@ static void rmsnorm_forward(double *RESTRICT y, double *RESTRICT scale, const do
     }
 }
 
-static void rmsnorm_backward(double *RESTRICT dx, const double *RESTRICT dy,
+static void rmsnorm_backward(double *RESTRICT dx, int first, const double *RESTRICT dy,
                              const double *RESTRICT x, const double *RESTRICT scale, Index T,
                              Index n)
 {
     /* d scale / d x[j] = -scale^3 * x[j] / n */
     for (Index t = 0; t < T; t++, x += n, dx += n, dy += n) {
         double s = scale[t], common = dot(dy, x, n) * s * s * s / (double)n;
-        for (Index j = 0; j < n; j++)
-            dx[j] += dy[j] * s - x[j] * common;
+        if (first)
+            for (Index j = 0; j < n; j++)
+                dx[j] = dy[j] * s - x[j] * common;
+        else
+            for (Index j = 0; j < n; j++)
+                dx[j] += dy[j] * s - x[j] * common;
     }
 }
 
@@ -358,13 +509,17 @@ static void cross_entropy_forward(double *RESTRICT loss, double *RESTRICT probs,
     }
 }
 
-static void cross_entropy_backward(double *RESTRICT dlogits, const double *RESTRICT dloss,
-                                   const double *RESTRICT probs, const Index *targets, Index T,
-                                   Index n)
+static void cross_entropy_backward(double *RESTRICT dlogits, int first,
+                                   const double *RESTRICT dloss, const double *RESTRICT probs,
+                                   const Index *targets, Index T, Index n)
 {
     for (Index t = 0; t < T; t++, dlogits += n, probs += n) {
-        for (Index j = 0; j < n; j++)
-            dlogits[j] += dloss[t] * probs[j];
+        if (first)
+            for (Index j = 0; j < n; j++)
+                dlogits[j] = dloss[t] * probs[j];
+        else
+            for (Index j = 0; j < n; j++)
+                dlogits[j] += dloss[t] * probs[j];
         dlogits[targets[t]] -= dloss[t];
     }
 }
@@ -394,8 +549,14 @@ INLINE void scatter_heads(double *row, vec x[4], Index head_dim, Index heads, In
             put_first(row + h * head_dim, x[h], count);
 }
 
-INLINE void scatter_heads_add(double *row, vec x[4], Index head_dim, Index heads, Index count)
+/* scatter_heads, or the same added to the row. */
+INLINE void pass_heads_on(double *row, int first, vec x[4], Index head_dim, Index heads,
+                          Index count)
 {
+    if (first) {
+        scatter_heads(row, x, head_dim, heads, count);
+        return;
+    }
     transpose(x);
     for (int h = 0; h < 4; h++) {
         double *place = row + h * head_dim;
@@ -419,8 +580,8 @@ static void pack_heads(double *packed, const double *x, double scale, Index rows
         }
 }
 
-static void unpack_heads_add(double *x, const double *packed, Index rows, Index n,
-                             Index head_dim, Index heads)
+static void unpack_heads(double *x, int first, const double *packed, Index rows, Index n,
+                         Index head_dim, Index heads)
 {
     for (Index t = 0; t < rows; t++)
         for (Index j = 0; j < head_dim; j += 4) {
@@ -428,7 +589,7 @@ static void unpack_heads_add(double *x, const double *packed, Index rows, Index 
             vec part[4];
             for (Index i = 0; i < 4; i++)
                 part[i] = i < count ? at(packed + (t * head_dim + j + i) * 4) : all(0.0);
-            scatter_heads_add(x + t * n + j, part, head_dim, heads, count);
+            pass_heads_on(x + t * n + j, first, part, head_dim, heads, count);
         }
 }
 
@@ -610,8 +771,8 @@ static void attention_forward(double *y, double *saved, const double *q, const d
     }
 }
 
-INLINE void attention_backward_rows(const int rows, double *dq, double *dk4, double *dv4,
-                                    double *dweights, const double *dy4, const double *weights,
+INLINE void attention_backward_rows(const int rows, double *dq, int first, double *dk4,
+                                    double *dv4, double *dweights, const double *dy4, const double *weights,
                                     const double *q4, const double *k4, const double *v4,
                                     double scale, Index end, Index W, Index n, Index head_dim,
                                     Index heads)
@@ -628,13 +789,13 @@ INLINE void attention_backward_rows(const int rows, double *dq, double *dk4, dou
         for (int r = 0; r < rows; r++) {
             for (int i = 0; i < 4; i++)
                 sum[r][i] = times(sum[r][i], all(scale));
-            scatter_heads_add(dq + r * n + j, sum[r], head_dim, heads, count);
+            pass_heads_on(dq + r * n + j, first, sum[r], head_dim, heads, count);
         }
     }
 }
 
-static void attention_backward(double *dq, double *dk, double *dv, const double *dy,
-                               double *saved, const Index *first_key, Index T, Index S, Index n,
+static void attention_backward(double *dq, int first_dq, double *dk, int first_dk, double *dv,
+                               int first_dv, const double *dy, double *saved, const Index *first_key, Index T, Index S, Index n,
                                Index n_head)
 {
     Index head_dim = n / n_head, wide = 4 * head_dim, groups = (n_head + 3) / 4;
@@ -652,16 +813,18 @@ static void attention_backward(double *dq, double *dk, double *dv, const double 
             Index begin = first_key[t] * wide, keys = S - T + t + 1 - first_key[t];
             rows = rows_together(first_key, t, T, keys);
             if (rows == 4)
-                attention_backward_rows(4, dq + t * n + column, dk4 + begin, dv4 + begin, dweights,
-                                        dy4 + t * wide, weights + t * W * 4, q4 + t * wide,
-                                        k4 + begin, v4 + begin, scale, keys, W, n, head_dim, heads);
+                attention_backward_rows(4, dq + t * n + column, first_dq, dk4 + begin,
+                                        dv4 + begin, dweights, dy4 + t * wide,
+                                        weights + t * W * 4, q4 + t * wide, k4 + begin,
+                                        v4 + begin, scale, keys, W, n, head_dim, heads);
             else
-                attention_backward_rows(1, dq + t * n + column, dk4 + begin, dv4 + begin, dweights,
-                                        dy4 + t * wide, weights + t * W * 4, q4 + t * wide,
-                                        k4 + begin, v4 + begin, scale, keys, W, n, head_dim, heads);
+                attention_backward_rows(1, dq + t * n + column, first_dq, dk4 + begin,
+                                        dv4 + begin, dweights, dy4 + t * wide,
+                                        weights + t * W * 4, q4 + t * wide, k4 + begin,
+                                        v4 + begin, scale, keys, W, n, head_dim, heads);
         }
-        unpack_heads_add(dk + column, dk4, S, n, head_dim, heads);
-        unpack_heads_add(dv + column, dv4, S, n, head_dim, heads);
+        unpack_heads(dk + column, first_dk, dk4, S, n, head_dim, heads);
+        unpack_heads(dv + column, first_dv, dv4, S, n, head_dim, heads);
     }
 }
 
@@ -710,30 +873,11 @@ static double mean_forward(const double *x, Index size)
     return sum / (double)size;
 }
 
-static void mean_backward(double *dx, double dy, Index size)
+static void mean_backward(double *dx, int first, double dy, Index size)
 {
     double part = dy / (double)size;
     for (Index i = 0; i < size; i++)
-        dx[i] += part;
-}
-
-/* The divider bounds this loop: one square root and one division per parameter, the bias
- * corrections being folded into lr_hat and eps_hat. A moment whose gradient stays 0 falls below
- * 1e-308 after some 4,000 steps; as a subnormal number it would cost ten times as much, for ever,
- * so it is cleared before. */
-static void adam(double *RESTRICT p, double *RESTRICT dp, double *RESTRICT m, double *RESTRICT v,
-                 double lr_hat, double beta1, double beta2, double eps_hat, Index size)
-{
-    double one_minus_beta1 = 1.0 - beta1, one_minus_beta2 = 1.0 - beta2;
-    for (Index i = 0; i < size; i++) {
-        double g = dp[i];
-        double mean = beta1 * m[i] + one_minus_beta1 * g;
-        double square = beta2 * v[i] + one_minus_beta2 * (g * g);
-        m[i] = fabs(mean) < 1e-290 ? 0.0 : mean;
-        v[i] = square < 1e-290 ? 0.0 : square;
-        p[i] -= lr_hat * mean / (sqrt(square) + eps_hat);
-        dp[i] = 0.0;
-    }
+        dx[i] = (first ? 0.0 : dx[i]) + part;
 }
 
 #if defined(MICROGPT_AVX512)
@@ -753,9 +897,10 @@ const Kernels THESE = {
     embedding_forward,
     embedding_backward,
     add_forward,
-    add_backward,
+    pass_on,
     linear_forward,
-    linear_backward,
+    linear_backward_x,
+    linear_backward_w,
     rmsnorm_forward,
     rmsnorm_backward,
     relu_forward,
@@ -820,6 +965,11 @@ const char *kernels_choose(const char *wanted)
             return kernels->level;
         }
     return NULL;
+}
+
+Index linear_workspace_size(Index T, Index nin)
+{
+    return T < LEAST_PANEL_ROWS ? 0 : (nin + 7) / 8 * 64;
 }
 
 Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n, Index n_head)

@@ -104,13 +104,15 @@ cdef struct Block:
     Py_ssize_t cols
     double* data
     double* grad  # NULL until needed
+    bint grad_is_zero  # whatever its memory holds: what is added first is written
+    bint grad_is_seen  # through a buffer, so that its memory always holds it
     double* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Node* inputs[3]
     uint64_t version  # counts the changes of its numbers from outside; a view has that of its owner
     uint64_t made  # the version that the forward wrote
     uint64_t seen[3]  # the versions of the inputs that the forward read
-    int in_use  # n: by n computations without the GIL; -n: by n updates that are about to begin
+    int in_use  # by so many computations without the GIL
     Node** items  # PACK: one scalar node per entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids

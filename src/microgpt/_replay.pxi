@@ -420,20 +420,13 @@ cdef class _Graph:
                 self.entries += y.rows * y.cols + y.n_saved
         return True
 
-    cdef bint any_is_claimed(self) noexcept:
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            if is_claimed(self.steps[i].node):
-                return True
-        return False
-
     cdef int forward(self) except -1:
         cdef Py_ssize_t i
         cdef uint16_t number
         for i in range(self.n):
             if self.steps[i].node.mark:
                 raise RuntimeError(BUSY)
-        if self.entries < LONG_TRAVERSAL or self.loads or self.any_is_claimed():
+        if self.entries < LONG_TRAVERSAL or self.loads:
             forward_steps(self.steps, self.n)
             return 0
         number = take_number()

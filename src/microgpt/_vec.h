@@ -283,10 +283,83 @@ INLINE wide wide_plus_product(wide sum, wide a, wide b)
     return _mm512_add_pd(sum, _mm512_mul_pd(a, b));
 }
 
+INLINE wide wide_subtract(wide a, wide b) { return _mm512_sub_pd(a, b); }
+INLINE wide wide_times(wide a, wide b) { return _mm512_mul_pd(a, b); }
+INLINE wide wide_divide(wide a, wide b) { return _mm512_div_pd(a, b); }
+
+INLINE wide wide_root(wide x) { return _mm512_sqrt_pd(x); }
+
+/* The same bits for x >= 1e-290, from the multipliers instead of the divider. With s = sqrt(x):
+ *
+ *   - y = (1 + e) / s, |e| <= 2^-14, is all that is documented of rsqrt14; its bits differ
+ *     between makers of processors, those of the result do not.
+ *   - g = x y and h = y / 2 give r = 1/2 - g h, so that 1 - 2 r is (1 + e)^2 but for roundings,
+ *     and s = g (1 - 2 r)^(-1/2) = g (1 + r + 3/2 r^2 + 5/2 r^3 + ...). Up to r^2 this leaves g
+ *     with a relative error below 2^-40; h (1 + r) has one below 2^-27 as 1 / (2 s).
+ *   - s = g + d k exactly, where d = x - g^2 and k = 1 / (s + g), which differs from h by less
+ *     than 2^-26 of it, the rounding of d included. So s lies between g + d h1 and g + d h2 for
+ *     h1 and h2 that are h less and more 2^-25 of it or more, as a step of 2^28 in its last place
+ *     gives.
+ *   - Rounding is monotonic: where both sums round to the same number, s does too. They are less
+ *     than 2^-9 of the last place apart, so that this nearly always decides it; where it does not,
+ *     and for infinity and NaN, the instruction does. */
+INLINE wide wide_root_by_products(wide x)
+{
+    __m512d y = _mm512_rsqrt14_pd(x), g = _mm512_mul_pd(x, y);
+    __m512d h = _mm512_mul_pd(y, _mm512_set1_pd(0.5));
+    __m512d r = _mm512_fnmadd_pd(g, h, _mm512_set1_pd(0.5));
+    __m512d more = _mm512_fmadd_pd(r, _mm512_set1_pd(1.5), _mm512_set1_pd(1.0));
+    g = _mm512_fmadd_pd(_mm512_mul_pd(g, r), more, g);
+    h = _mm512_fmadd_pd(h, r, h);
+    __m512d d = _mm512_fnmadd_pd(g, g, x);
+    __m512i bits = _mm512_castpd_si512(h), step = _mm512_set1_epi64(1 << 28);
+    __m512d one = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_sub_epi64(bits, step)), g);
+    __m512d other = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_add_epi64(bits, step)), g);
+    if (__builtin_expect(_mm512_cmp_pd_mask(one, other, _CMP_NEQ_UQ), 0))
+        return _mm512_sqrt_pd(x);
+    return one;
+}
+
 INLINE pair pair_of(vec a, vec b)
 {
     __m512d low = _mm512_castpd256_pd512((__m256d)a.part[0]);
     return _mm512_insertf64x4(low, (__m256d)b.part[0], 1);
+}
+
+/* out[j][i] = rows[i][j] for 8 by 8 numbers, of which n rows and m columns exist; the others are 0.
+ * A row begins `step` after the one before. */
+INLINE void wide_transpose(double *out, const double *rows, Index step, Index n, Index m)
+{
+    __m512d x[8], y[8];
+    for (int i = 0; i < 8; i++)
+        x[i] = i < n ? wide_at_first(rows + i * step, m) : wide_all(0.0);
+    for (int i = 0; i < 8; i += 2) { /* pairs of numbers */
+        y[i] = _mm512_unpacklo_pd(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_pd(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) /* pairs of pairs */
+        for (int j = 0; j < 2; j++) {
+            x[i + 4 * j] = _mm512_shuffle_f64x2(y[i], y[i + 2], j ? 0xdd : 0x88);
+            x[i + 4 * j + 2] = _mm512_shuffle_f64x2(y[i + 4], y[i + 6], j ? 0xdd : 0x88);
+        }
+    for (int j = 0; j < 8; j++) {
+        int i = (j & 1) + 4 * (j >> 1 & 1);
+        __m512d row = j < 4 ? _mm512_shuffle_f64x2(x[i], x[i + 2], 0x88)
+                            : _mm512_shuffle_f64x2(x[i], x[i + 2], 0xdd);
+        _mm512_storeu_pd(out + j * 8, row);
+    }
+}
+
+/* For the columns 0 and 2 in a, 1 and 3 in b, and the same of another row in c and d, the four
+ * totals of the one row and the four of the other. */
+INLINE pair pair_totals(pair a, pair b, pair c, pair d)
+{
+    pair ab = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    pair cd = _mm512_add_pd(_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d));
+    __m512i low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+    __m512i high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+    return _mm512_add_pd(_mm512_permutex2var_pd(ab, low, cd),
+                         _mm512_permutex2var_pd(ab, high, cd));
 }
 
 INLINE vec pair_first(pair x) { return (vec){{(reg)_mm512_castpd512_pd256(x)}}; }
