@@ -1,7 +1,7 @@
 """The ops that the tests try, each in one place, and how a block op is run.
 
 One entry in OPS is all that a new block op needs. With it the op is compared with its definition
-in scalar Values (test_blocks), with its twin in the other core (test_twins) and with central
+in scalar Values (test_matrix_ops), with its twin in the other core (test_twins) and with central
 differences (test_gradcheck), and it takes part in the random programs, which are also compared
 between the instruction-set levels (test_random_programs).
 """
