@@ -9,6 +9,7 @@ between the instruction-set levels (test_random_programs).
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 INF, NAN = math.inf, math.nan
@@ -402,3 +403,21 @@ def assert_close(actual, expected, tolerance=1e-12, at_least=0.0):
         for j, (a, b) in enumerate(zip(row, expected_row, strict=True)):
             same = abs(a - b) <= tolerance * largest if math.isfinite(b) else repr(a) == repr(b)
             assert same, f"[{i}][{j}] is {a}, expected {b}"
+
+
+@dataclass
+class AdamState:
+    """What adam_update needs. The package's Adam uses one core only."""
+
+    params: list
+    m: list
+    v: list
+    step: int = 0
+    beta1: float = 0.85
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+
+def adam_update(core, params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
+    """Take one step of a core with the numbers of one call."""
+    core.adam_update(AdamState(params, m, v, step, beta1, beta2, eps), lr)

@@ -11,11 +11,11 @@ import pickle
 import random
 
 import pytest
-from adam_state import adam_update
 from ops import (
     CASES,
     INF,
     NAN,
+    adam_update,
     assert_close,
     data,
     grads,

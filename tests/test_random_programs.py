@@ -8,10 +8,20 @@ import math
 import os
 
 import pytest
-from adam_state import AdamState
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from ops import OPS, SPECIAL, TAME_VALUE_OPS, VALUE_OPS, assert_close, in_domain, rows_of, run, wave
+from ops import (
+    OPS,
+    SPECIAL,
+    TAME_VALUE_OPS,
+    VALUE_OPS,
+    AdamState,
+    assert_close,
+    in_domain,
+    rows_of,
+    run,
+    wave,
+)
 
 settings.register_profile(
     "suite",

@@ -15,8 +15,7 @@ import sys
 import threading
 
 import pytest
-from adam_state import AdamState
-from ops import wave
+from ops import AdamState, wave
 
 
 def lists_that_hold(item):

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from adam_state import adam_update
-from ops import CASES, numbers, run, weighted_sum
+from ops import CASES, adam_update, numbers, run, weighted_sum
 
 import microgpt as mg
 
