@@ -64,20 +64,12 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except DownloadError as error:
-        return _fail(FAILED, str(error))
     except _WrongInput as error:
         return _fail(WRONG_INPUT, str(error))
     except (FloatingPointError, OSError) as error:
-        return _fail(FAILED, _message(error))
+        return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
-
-
-def _message(error: Exception) -> str:
-    """Return what went wrong, and with which file, as one line."""
-    path = getattr(error, "filename", None)
-    return reason(error) if path is None else f"{printable(os.fsdecode(path))}: {reason(error)}"
 
 
 class _WrongInput(Exception):
@@ -92,7 +84,7 @@ def _user_input() -> Iterator[None]:
     except DownloadError:
         raise
     except (OSError, ValueError) as error:
-        raise _WrongInput(_message(error)) from None
+        raise _WrongInput(reason(error)) from None
 
 
 def _fail(code: int, message: str) -> int:
@@ -247,10 +239,10 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
                     bar.update()
         outputs.save(run)
     except KeyboardInterrupt:
-        if options.out is None and options.resume is None or done < run.adam.step:
+        if outputs.out is None or done < run.adam.step:
             raise
         outputs.save(run)
-        path = printable(options.out or options.resume)
+        path = printable(outputs.out)
         raise KeyboardInterrupt(f"interrupted at step {done}, saved as {path}") from None
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
