@@ -54,8 +54,7 @@ def load_documents(
     >>> len(docs), docs[:3]
     (5163, ['mary', 'patricia', 'linda'])
     """
-    if unit not in UNITS:
-        raise ValueError(wrong_unit(unit))
+    check_unit(unit)
     if source is None or source == BUNDLED:
         data = (resources.files("microgpt") / "datasets" / f"{BUNDLED}.txt").read_bytes()
     elif source == "makemore":
@@ -84,8 +83,9 @@ def check_stored(source: str) -> None:
         raise ValueError(f"{printable(source)}: has {status.st_size} bytes: give --data")
 
 
-def wrong_unit(unit: object) -> str:
-    return f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}"
+def check_unit(unit: object) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}")
 
 
 def describe(source: str | os.PathLike[str] | None = None) -> str:
@@ -101,7 +101,7 @@ def describe(source: str | os.PathLike[str] | None = None) -> str:
     return printable(os.fsdecode(source))
 
 
-def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
+def checked_documents(docs: Iterable[str]) -> list[str]:
     """Return docs as a list; raise what prepare says of them."""
     if isinstance(docs, str):
         raise TypeError("docs must be a list of strings; load_documents reads a file")
@@ -113,8 +113,6 @@ def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
         raise ValueError("at least one document is needed")
     if not all(documents):
         raise ValueError(f"document {documents.index('') + 1} is empty")
-    if unit == "stream" and len(documents) > 1:
-        raise ValueError(f"a stream is one document, not {len(documents)}")
     return documents
 
 
@@ -123,6 +121,8 @@ def train_val_split(
 ) -> tuple[list[str], list[str]]:
     """Return the documents to train on, shuffled by rng, and those to validate on."""
     if unit == "stream":
+        if len(docs) > 1:
+            raise ValueError(f"a stream is one document, not {len(docs)}")
         [text] = docs
         n = _n_validation(len(text), val_fraction)
         return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
