@@ -62,12 +62,12 @@ def with_ctrl_c(f, when, count=1):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", ["adam_minimize", "linear_decay", "mean_loss"])
+@pytest.mark.parametrize("name", ["adam_minimize", "linear_decay", "packed_loss"])
 def test_a_step_that_is_interrupted_is_taken_whole_or_not_at_all(monkeypatch, when, name):
     run, quiet = small_run(), small_run()
     for _ in range(2):
         assert mg.train_step(run) == mg.train_step(quiet)
-    place = {"adam_minimize": adam, "linear_decay": training, "mean_loss": mg.GPT}[name]
+    place = {"adam_minimize": adam, "linear_decay": training, "packed_loss": mg.GPT}[name]
     monkeypatch.setattr(place, name, with_ctrl_c(getattr(place, name), when))
     monkeypatch.setattr(mg.GPT, "replayable", False)
     with pytest.raises(KeyboardInterrupt):
@@ -165,9 +165,9 @@ def test_an_interrupt_in_the_loop_waits_until_its_body_is_done():
     assert [metrics["step"] for metrics in mg.steps(run)] == list(range(4, 51))
 
 
-@pytest.mark.parametrize("name", ["adam_minimize", "mean_loss"])
+@pytest.mark.parametrize("name", ["adam_minimize", "packed_loss"])
 def test_an_interrupt_in_a_step_of_the_loop_waits_until_its_body_is_done(monkeypatch, name):
-    place = {"adam_minimize": adam, "mean_loss": mg.GPT}[name]
+    place = {"adam_minimize": adam, "packed_loss": mg.GPT}[name]
     monkeypatch.setattr(place, name, with_ctrl_c(getattr(place, name), "before"))
     monkeypatch.setattr(mg.GPT, "replayable", False)
     run, done = small_run(), []
@@ -194,11 +194,11 @@ def ctrl_c_is_pythons_again():
         ctrl_c()
 
 
-@pytest.mark.parametrize("name", ["adam_minimize", "linear_decay", "mean_loss"])
+@pytest.mark.parametrize("name", ["adam_minimize", "linear_decay", "packed_loss"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_second_interrupt_takes_the_step_whole_or_not_at_all(monkeypatch, when, name):
     run = small_run()
-    place = {"adam_minimize": adam, "linear_decay": training, "mean_loss": mg.GPT}[name]
+    place = {"adam_minimize": adam, "linear_decay": training, "packed_loss": mg.GPT}[name]
     monkeypatch.setattr(place, name, with_ctrl_c(getattr(place, name), when, count=2))
     monkeypatch.setattr(mg.GPT, "replayable", False)
     with pytest.raises(KeyboardInterrupt):

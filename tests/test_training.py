@@ -125,7 +125,7 @@ def test_a_subclass_does_not_inherit_that_it_is_replayable():
     assert (mg.GPT.replayable, Declared.replayable, Child.replayable) == (True, True, False)
 
 
-@pytest.mark.parametrize("name", ["forward", "loss", "mean_loss", "config", "state_dict"])
+@pytest.mark.parametrize("name", ["forward", "loss", "packed_loss", "config", "state_dict"])
 def test_what_a_model_is_made_of_cannot_be_replaced_on_the_instance(name):
     """A replayed step would not notice."""
     run = mg.prepare(["ab"], steps=4)

@@ -93,7 +93,7 @@ class Run:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._replay = Replay(self.model.mean_loss)
+        self._replay = Replay(self.model.packed_loss)
         self._step_lock = Lock()
         positions = self.config.batch_size * self.model.config.block_size
         if positions > MAX_POSITIONS:
@@ -224,8 +224,8 @@ def _take_step(run: Run) -> float:
     tokens, targets, starts = run.model.pack(run.batch(step))
     n = len(run.losses)
     try:
-        mean_loss = run._replay if run.model.replayable else run.model.mean_loss
-        loss = mean_loss(tokens, targets, starts)
+        packed_loss = run._replay if run.model.replayable else run.model.packed_loss
+        loss = packed_loss(tokens, targets, starts)
         if not math.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.data} at step {step + 1}; "
