@@ -13,6 +13,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import resources
 from random import Random
 
@@ -70,17 +71,16 @@ def check_stored(source: str) -> None:
     That holds for the bundled names, the names of makemore if they were downloaded before, and a
     regular file of at most 256 MiB: no device, no pipe, no download.
     """
-    path = os.path.join(cache_folder(), "makemore.txt") if source == "makemore" else source
     if source == BUNDLED:
         return
     try:
-        status = os.stat(path)
+        status = os.stat(_makemore_path() if source == "makemore" else source)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is not a file")
+        if status.st_size > _STORED_LIMIT:
+            raise ValueError(f"has {status.st_size} bytes")
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(source)}: {reason(error)}: give --data") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{printable(source)}: is not a file: give --data")
-    if status.st_size > _STORED_LIMIT:
-        raise ValueError(f"{printable(source)}: has {status.st_size} bytes: give --data")
 
 
 def check_unit(unit: object) -> None:
@@ -192,12 +192,16 @@ def _lines(text: str) -> list[str]:
 
 def _makemore() -> bytes:
     """Return the names of makemore from the cache folder, downloaded if it has no intact copy."""
-    path = os.path.join(cache_folder(), "makemore.txt")
-    try:
+    path = _makemore_path()
+    with suppress(FileNotFoundError):
         data = read(path)
-    except FileNotFoundError:
-        return _download(path)
-    return data if _is_makemore(data) else _download(path)
+        if _is_makemore(data):
+            return data
+    return _download(path)
+
+
+def _makemore_path() -> str:
+    return os.path.join(cache_folder(), "makemore.txt")
 
 
 def _is_makemore(data: bytes) -> bool:
