@@ -37,6 +37,14 @@ def compiled():
     return _compiled_core()
 
 
+@pytest.fixture
+def levels(compiled):
+    """Give the instruction-set levels of this machine; restore the one that was in use."""
+    before = compiled._level()
+    yield compiled._levels()
+    compiled._level(before)
+
+
 @pytest.fixture(scope="session")
 def cores():
     """Give both cores, the specification first."""

@@ -21,6 +21,10 @@ SPECIAL = [
 ]  # fmt: skip
 
 
+def is_compiled(core):
+    return core.__name__ == "microgpt._core"
+
+
 def tame(x):
     """Return a number between 0.5 and 2.5, a Value of a Value: every op takes it."""
     return 1.5 + x / (x * x + 1) ** 0.5

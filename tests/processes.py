@@ -23,16 +23,15 @@ print(memory() - before, objects() - objects_before)
 """
 
 
-def run(code, core=None, backend=None, timeout=300):
+def run(code, core=None, backend=None, **environment):
     """Run code in a new Python; `core` is the module of the given core there."""
-    environment = {key: value for key, value in os.environ.items() if key != "MICROGPT_BACKEND"}
-    if backend is not None:
-        environment["MICROGPT_BACKEND"] = backend
+    variables = {key: value for key, value in os.environ.items() if key != "MICROGPT_BACKEND"}
+    variables |= environment if backend is None else {**environment, "MICROGPT_BACKEND": backend}
     start = f"import {core.__name__}; core = {core.__name__}\n" if core else ""
     start += "Value, Matrix = core.Value, core.Matrix\n" if core else ""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", start + textwrap.dedent(code)],
-        capture_output=True, text=True, env=environment, timeout=timeout,
+        capture_output=True, text=True, env=variables, timeout=300,
     )  # fmt: skip
 
 
@@ -40,3 +39,13 @@ def output_of(code, core=None, backend=None):
     done = run(code, core, backend)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.split()
+
+
+def microgpt(*arguments, cwd=None, drop=(), encoding="utf-8", **environment):
+    """Run the command line; drop: the variables of the environment that it is not given."""
+    variables = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "microgpt", *map(str, arguments)],
+        capture_output=True, cwd=cwd, encoding=encoding, timeout=300,
+        env={key: value for key, value in variables.items() if key not in drop},
+    )  # fmt: skip

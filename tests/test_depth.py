@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+from ops import is_compiled
 from processes import output_of
 
 CHAIN = """
@@ -41,7 +42,7 @@ def test_a_chain_of_ten_million_values(compiled):
 
 @pytest.mark.parametrize("way", ["thread", "exit", "exception", "handles"])
 def test_a_deep_graph_ends_without_recursion(core, way):
-    n = 1_000_000 if core.__name__.endswith("._core") else 50_000
+    n = 1_000_000 if is_compiled(core) else 50_000
     code = {
         "thread": """
             import threading
@@ -96,7 +97,7 @@ def test_a_deep_graph_ends_without_recursion(core, way):
 
 
 def test_a_deep_chain_of_blocks(core):
-    n = 200_000 if core.__name__.endswith("._core") else 10_000
+    n = 200_000 if is_compiled(core) else 10_000
     code = f"""
     x = Matrix.of([[1, 2]])
     y = x
@@ -122,7 +123,7 @@ def test_views_of_views_to_any_depth(core):
 
 @pytest.mark.parametrize("shape", ["children", "parents"])
 def test_a_node_with_a_million_children_or_parents(core, shape):
-    n = 1_000_000 if core.__name__.endswith("._core") else 100_000
+    n = 1_000_000 if is_compiled(core) else 100_000
     code = {
         "children": """
             leaves = [Value(1) for _ in range(N)]

@@ -4,6 +4,7 @@ import os
 import textwrap
 
 import pytest
+from ops import is_compiled
 from processes import MEASURE, output_of
 
 STEPS = {
@@ -131,7 +132,7 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_memory_stays_flat_over_many_steps(core, name):
     """A leaked node of 64 bytes per step would not show in the compiled core, ten would."""
-    warm, steps = (300, 2000) if core.__name__.endswith("._core") else (5, 25)
+    warm, steps = (300, 2000) if is_compiled(core) else (5, 25)
     code = f"WARM, STEPS = {warm}, {steps}\n" + textwrap.dedent(STEPS[name]) + MEASURE
     grown, more_objects = map(int, output_of(code, core))
     # Python's allocator keeps or returns pieces of 1 MiB, which only the pure core's objects fill.

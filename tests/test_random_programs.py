@@ -398,12 +398,6 @@ def test_both_cores_refuse_the_same_changes_between_forward_and_backward(
     assert change != "nothing" or "store" in str(program) or sides[0] is None
 
 
-@pytest.fixture
-def levels(compiled):
-    yield compiled._levels()
-    compiled._level(os.environ.get("MICROGPT_SIMD"))
-
-
 @EVERY
 @given(program=PROGRAMS)
 def test_every_instruction_set_level_gives_the_same_bits(compiled, levels, program):

@@ -5,12 +5,13 @@ import threading
 import time
 
 import pytest
+from ops import is_compiled
 
 import microgpt as mg
 
 
 def test_backward_in_two_threads_on_separate_graphs(core):
-    n = 200 if core.__name__.endswith("._core") else 10
+    n = 200 if is_compiled(core) else 10
     results = {}
 
     def work(seed):
