@@ -12,6 +12,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what does the same under every MICROGPT_BACKEND: the tests that are given their core."""
+    for item in items:
+        if {"core", "cores", "compiled"} & set(item.fixturenames):
+            item.add_marker("given_core")
+
+
 def _compiled_core():
     try:
         return importlib.import_module("microgpt._core")
