@@ -12,7 +12,7 @@ DOCS = ["emma", "olivia", "ava", "isabella", "sophia"]
 
 @pytest.fixture(scope="module")
 def run():
-    return mg.train(DOCS, steps=10, block_size=6)
+    return mg.train(DOCS, steps=10, n_embd=8, n_head=2, block_size=6)
 
 
 @pytest.fixture(scope="module")
