@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,9 +20,11 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     Raises ValueError if there is no document, FloatingPointError if the loss is not finite.
     """
     losses: list[float] = []
+    longest = min(model.config.block_size, max(map(len, docs), default=1))
+    n = max(1, _ROWS // longest)  # as many documents at a time as are sure to fit
     with no_grad():
-        for group in _groups(docs, model.config.block_size):
-            tokens, targets, starts = model.pack(group)
+        for i in range(0, len(docs), n):
+            tokens, targets, starts = model.pack(docs[i : i + n])
             logits = model.forward(tokens, starts=starts)
             losses += [loss for [loss] in cross_entropy(logits, targets).tolist()]
     if not losses:
@@ -31,15 +33,6 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the validation loss is {loss}")
     return loss
-
-
-def _groups(
-    docs: Sequence[Sequence[int]], block_size: int
-) -> Iterator[Sequence[Sequence[int]]]:
-    """Yield as many documents at a time as are sure to fit into _ROWS rows."""
-    n = max(1, _ROWS // min(block_size, max(map(len, docs), default=1)))
-    for i in range(0, len(docs), n):
-        yield docs[i : i + n]
 
 
 def uniform_loss(model: GPT) -> float:
