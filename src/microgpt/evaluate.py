@@ -17,10 +17,11 @@ _ROWS = 512  # positions that go through the model together; bounds the memory
 def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     """Return the mean loss over all positions of docs, lists of token ids as in GPT.loss.
 
-    Raises ValueError if there is no document, FloatingPointError if the loss is not finite.
+    Raises ValueError if there is no document or one has fewer than two tokens, FloatingPointError
+    if the loss is not finite.
     """
     losses: list[float] = []
-    longest = min(model.config.block_size, max(map(len, docs), default=1))
+    longest = min(model.config.block_size, max([1, *map(len, docs)]))
     n = max(1, _ROWS // longest)  # as many documents at a time as are sure to fit
     with no_grad():
         for i in range(0, len(docs), n):
