@@ -12,6 +12,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what does the same under every MICROGPT_BACKEND: the tests that are given their core."""
+    for item in items:
+        if {"core", "cores", "compiled"} & set(item.fixturenames):
+            item.add_marker("given_core")
+
+
 def _compiled_core():
     try:
         return importlib.import_module("microgpt._core")
@@ -35,6 +42,14 @@ def core(request):
 def compiled():
     """Give the compiled core, for promises that only it makes."""
     return _compiled_core()
+
+
+@pytest.fixture
+def levels(compiled):
+    """Give the instruction-set levels of this machine; restore the one that was in use."""
+    before = compiled._level()
+    yield compiled._levels()
+    compiled._level(before)
 
 
 @pytest.fixture(scope="session")

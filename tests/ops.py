@@ -1,7 +1,7 @@
 """The ops that the tests try, each in one place, and how a block op is run.
 
 One entry in OPS is all that a new block op needs. With it the op is compared with its definition
-in scalar Values (test_blocks), with its twin in the other core (test_twins) and with central
+in scalar Values (test_matrix_ops), with its twin in the other core (test_twins) and with central
 differences (test_gradcheck), and it takes part in the random programs, which are also compared
 between the instruction-set levels (test_random_programs).
 """
@@ -9,6 +9,7 @@ between the instruction-set levels (test_random_programs).
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 INF, NAN = math.inf, math.nan
@@ -18,6 +19,10 @@ SPECIAL = [
     1.7976931348623157e308, 709.782712893384, 709.7827128933841, -745.1332191019411, -745.2,
     -708.4, 1.0000000000000002, 0.9999999999999999, 9007199254740992.0, INF, -INF, NAN,
 ]  # fmt: skip
+
+
+def is_compiled(core):
+    return core.__name__ == "microgpt._core"
 
 
 def tame(x):
@@ -402,3 +407,21 @@ def assert_close(actual, expected, tolerance=1e-12, at_least=0.0):
         for j, (a, b) in enumerate(zip(row, expected_row, strict=True)):
             same = abs(a - b) <= tolerance * largest if math.isfinite(b) else repr(a) == repr(b)
             assert same, f"[{i}][{j}] is {a}, expected {b}"
+
+
+@dataclass
+class AdamState:
+    """What adam_update needs. The package's Adam uses one core only."""
+
+    params: list
+    m: list
+    v: list
+    step: int = 0
+    beta1: float = 0.85
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+
+def adam_update(core, params, m, v, step, lr, beta1=0.85, beta2=0.99, eps=1e-8):
+    """Take one step of a core with the numbers of one call."""
+    core.adam_update(AdamState(params, m, v, step, beta1, beta2, eps), lr)

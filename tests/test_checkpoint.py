@@ -35,10 +35,10 @@ def steps(run, n):
 
 
 RUNS = {
-    "plain": (DOCS, {}),
+    "plain": (DOCS, {"n_embd": 8}),
     "batches": (DOCS, {**SIZES, "batch_size": 3}),
-    "validation": (DOCS * 2, {"val_fraction": 0.2}),
-    "paragraphs": (["to be\nor not", "to be"], {"unit": "paragraph"}),
+    "validation": (DOCS * 2, {"n_embd": 8, "val_fraction": 0.2}),
+    "paragraphs": (["to be\nor not", "to be"], {"unit": "paragraph", **SIZES}),
     "stream": (["to be or not to be, that is the question"], {"unit": "stream", **SIZES}),
 }
 

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from processes import microgpt
 
 import microgpt as mg
 from microgpt.cli import run_command
@@ -24,18 +25,6 @@ def names(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\n".join(NAMES), encoding="utf-8")
     return path
-
-
-def microgpt(*arguments, **environment):
-    """Run the command line in its own process."""
-    return subprocess.run(
-        [sys.executable, "-m", "microgpt", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, **environment},
-        timeout=300,
-    )
 
 
 def test_train_prints_what_the_original_prints(names, capsys):

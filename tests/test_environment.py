@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
 
 import microgpt as mg
@@ -13,15 +15,8 @@ PACKAGE = Path(mg.__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="written for POSIX")
 
 
-def microgpt(*arguments, cwd=None, drop=(), **environment):
-    variables = {**os.environ, "PYTHONPATH": str(PACKAGE), **environment}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "microgpt", *map(str, arguments)],
-        capture_output=True, cwd=cwd, timeout=300,
-        env={key: value for key, value in variables.items() if key not in drop},
-    )  # fmt: skip
-
-
+# Their output is compared as bytes.
+microgpt = partial(processes.microgpt, encoding=None, PYTHONPATH=str(PACKAGE))
 TRAIN = ("train", "--steps", 2, "--samples", 1)
 
 

@@ -12,7 +12,7 @@ DOCS = ["emma", "olivia", "ava", "isabella", "sophia"]
 
 @pytest.fixture(scope="module")
 def run():
-    return mg.train(DOCS, steps=10, block_size=6)
+    return mg.train(DOCS, steps=10, n_embd=8, n_head=2, block_size=6)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,8 @@ def test_the_loss_is_that_of_the_training_on_all_positions(run, ids, rows, monke
 def test_no_documents_have_no_loss(run):
     with pytest.raises(ValueError, match="at least one document"):
         mg.mean_loss(run.model, [])
+    with pytest.raises(ValueError, match="at least two tokens, not 0"):
+        mg.mean_loss(run.model, [[]])
 
 
 def test_a_loss_that_is_not_finite_is_an_error(ids):

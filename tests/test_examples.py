@@ -12,7 +12,7 @@ import microgpt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = EXAMPLES / "script.py"
-RECORD = Path(__file__).with_name("record.json")
+RECORD = Path(__file__).with_name("script_run.json")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_model_gives_the_same_logits_and_gradients_in_pytorch(sizes, tmp_path,
 
 
 def test_the_megabyte_of_text_is_one(monkeypatch, capsys):
-    runpy.run_path(str(EXAMPLES / "plain_text.py"), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "python_docs_to_text.py"), run_name="__main__")
     text = capsys.readouterr().out
     assert text.isascii() and 200_000 < len(text) <= 1_000_001
 

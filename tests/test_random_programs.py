@@ -8,10 +8,20 @@ import math
 import os
 
 import pytest
-from adam_state import AdamState
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from ops import OPS, SPECIAL, TAME_VALUE_OPS, VALUE_OPS, assert_close, in_domain, rows_of, run, wave
+from ops import (
+    OPS,
+    SPECIAL,
+    TAME_VALUE_OPS,
+    VALUE_OPS,
+    AdamState,
+    assert_close,
+    in_domain,
+    rows_of,
+    run,
+    wave,
+)
 
 settings.register_profile(
     "suite",
@@ -386,12 +396,6 @@ def test_both_cores_refuse_the_same_changes_between_forward_and_backward(
             assert not any(x for leaf in f.leaves for row in leaf.grad.tolist() for x in row)
     assert sides[0] == sides[1]
     assert change != "nothing" or "store" in str(program) or sides[0] is None
-
-
-@pytest.fixture
-def levels(compiled):
-    yield compiled._levels()
-    compiled._level(os.environ.get("MICROGPT_SIMD"))
 
 
 @EVERY

@@ -12,7 +12,7 @@ import pytest
 import microgpt as mg
 
 STEPS = 1000 if mg.BACKEND == "cython" else 25
-RECORD = Path(__file__).with_name("record.json")
+RECORD = Path(__file__).with_name("script_run.json")
 
 
 @pytest.fixture(scope="module")

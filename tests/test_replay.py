@@ -6,7 +6,7 @@ import pickle
 import threading
 
 import pytest
-from adam_state import AdamState
+from ops import AdamState
 
 
 def in_a_thread(f):

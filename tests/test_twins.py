@@ -10,8 +10,19 @@ import math
 import random
 
 import pytest
-from adam_state import adam_update
-from ops import BINARY, CASES, INF, NAN, SMALL_CASES, SPECIAL, VALUE_OPS, assert_close, numbers, run
+from ops import (
+    BINARY,
+    CASES,
+    INF,
+    NAN,
+    SMALL_CASES,
+    SPECIAL,
+    VALUE_OPS,
+    adam_update,
+    assert_close,
+    numbers,
+    run,
+)
 
 from microgpt import _core_py
 

@@ -24,7 +24,7 @@ from . import _checks as checks
 from .adam import Adam
 from .core import Matrix
 from .data import checked_documents, checksum, train_val_split
-from .files import one_line, printable, reason
+from .files import named, one_line, printable
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
@@ -45,10 +45,8 @@ def save(run: Run, path: str | os.PathLike[str]) -> None:
     losses = run.losses[: run.adam.step]  # without that of a step that was not taken
     tensors["losses"] = (len(losses),), array("d", losses).tobytes()
     name = os.fsdecode(path)
-    try:
+    with named(name):
         write(name, _metadata(run), tensors)
-    except OSError as error:
-        raise type(error)(f"{printable(name)}: {reason(error)}") from None
 
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
@@ -96,23 +94,17 @@ def load(
     """
     if not (isinstance(model, type) and issubclass(model, GPT)):
         raise TypeError(f"model must be GPT or a subclass of it, not {model!r}")
-    name = printable(os.fsdecode(path))
+    documents = None if docs is None else checked_documents(docs)
+    name = os.fsdecode(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
-        with open(path, "rb") as file:
-            run = _read(Reader(file), model)
-    except OSError as error:
-        raise type(error)(f"{name}: {reason(error)}") from None
+        with named(name):
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+                raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
+            with open(path, "rb") as file:
+                run = _read(Reader(file), model)
+        return run if documents is None else with_documents(run, documents)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
-    if docs is None:
-        return run
-    documents = checked_documents(docs, run.config.unit)
-    try:
-        return with_documents(run, documents)
-    except ValueError as error:
-        raise ValueError(f"{name}: {one_line(str(error), 280)}") from None
+        raise ValueError(f"{printable(name)}: {one_line(str(error), 280)}") from None
 
 
 def with_documents(run: Run, docs: list[str]) -> Run:

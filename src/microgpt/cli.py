@@ -64,20 +64,12 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except DownloadError as error:
-        return _fail(FAILED, str(error))
     except _WrongInput as error:
         return _fail(WRONG_INPUT, str(error))
     except (FloatingPointError, OSError) as error:
-        return _fail(FAILED, _message(error))
+        return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
-
-
-def _message(error: Exception) -> str:
-    """Return what went wrong, and with which file, as one line."""
-    path = getattr(error, "filename", None)
-    return reason(error) if path is None else f"{printable(os.fsdecode(path))}: {reason(error)}"
 
 
 class _WrongInput(Exception):
@@ -92,7 +84,7 @@ def _user_input() -> Iterator[None]:
     except DownloadError:
         raise
     except (OSError, ValueError) as error:
-        raise _WrongInput(_message(error)) from None
+        raise _WrongInput(reason(error)) from None
 
 
 def _fail(code: int, message: str) -> int:
@@ -108,13 +100,9 @@ def _train(options: Namespace) -> int:
         generate(run, min(options.samples, 0), options.temperature)  # checks these two early
         if options.eval_every and not run.validation:
             raise ValueError("--eval-every needs --val-fraction")
-        outputs = Outputs(
-            out,
-            options.log,
-            options.snapshots,
-            {"--data": _path(run.dataset), "--init": options.init, "--resume": options.resume},
-            run.adam.step,
-        )
+        data = None if run.dataset in (BUNDLED, "makemore") else run.dataset
+        inputs = {"--data": data, "--init": options.init, "--resume": options.resume}
+        outputs = Outputs(out, options.log, options.snapshots, inputs, run.adam.step)
     with outputs:
         _print_start(run, options)
         val_loss = _take_steps(run, options, outputs)
@@ -133,11 +121,6 @@ def _check_options(options: Namespace, out: str | None) -> None:
             raise ValueError(f"{flag_of(name)} needs --out")
     if options.snapshots and not options.save_every:
         raise ValueError("--snapshots needs --save-every")
-
-
-def _path(source: str) -> str | None:
-    """Return source, or None if it is a data set of the package."""
-    return None if source in (BUNDLED, "makemore") else source
 
 
 def _prepared(options: Namespace) -> Run:
@@ -203,14 +186,13 @@ def _print_start(run: Run, options: Namespace) -> None:
         print(f"longer than block size {block_size}, and cut: {run.num_cut}")
     if run.validation:
         print(f"validation: {len(run.validation)} {'windows' if stream else 'docs'}")
-        uniform, bigram = _baselines(run, [run.encode(doc) for doc in run.validation])
-        print(f"baselines: uniform {uniform:.4f} | bigram {bigram:.4f}")
+        bigram = _bigram_loss(run, [run.encode(doc) for doc in run.validation])
+        print(f"baselines: uniform {uniform_loss(run.model):.4f} | bigram {bigram:.4f}")
     sys.stdout.flush()
 
 
-def _baselines(run: Run, docs: Sequence[Sequence[int]]) -> tuple[float, float]:
-    training = [run.encode(doc) for doc in run.documents]
-    return uniform_loss(run.model), bigram_loss(run.model, training, docs)
+def _bigram_loss(run: Run, docs: Sequence[Sequence[int]]) -> float:
+    return bigram_loss(run.model, [run.encode(doc) for doc in run.documents], docs)
 
 
 def _progress(run: Run, loss: float, val_loss: float | None) -> str:
@@ -247,10 +229,10 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
                     bar.update()
         outputs.save(run)
     except KeyboardInterrupt:
-        if options.out is None and options.resume is None or done < run.adam.step:
+        if outputs.out is None or done < run.adam.step:
             raise
         outputs.save(run)
-        path = printable(options.out or options.resume)
+        path = printable(outputs.out)
         raise KeyboardInterrupt(f"interrupted at step {done}, saved as {path}") from None
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
@@ -326,7 +308,7 @@ def _eval(options: Namespace) -> int:
         print(f"longer than block size {block_size}, and cut: {cut}")
     print(f"loss: {mean_loss(saved.model, ids):.4f}")
     print(f"uniform: {uniform_loss(saved.model):.4f}")
-    print(f"bigram: {_baselines(run, ids)[1]:.4f}" if run else "bigram: - (needs --training-data)")
+    print(f"bigram: {_bigram_loss(run, ids):.4f}" if run else "bigram: - (needs --training-data)")
     return DONE
 
 

@@ -13,6 +13,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import resources
 from random import Random
 
@@ -54,8 +55,7 @@ def load_documents(
     >>> len(docs), docs[:3]
     (5163, ['mary', 'patricia', 'linda'])
     """
-    if unit not in UNITS:
-        raise ValueError(wrong_unit(unit))
+    check_unit(unit)
     if source is None or source == BUNDLED:
         data = (resources.files("microgpt") / "datasets" / f"{BUNDLED}.txt").read_bytes()
     elif source == "makemore":
@@ -71,21 +71,21 @@ def check_stored(source: str) -> None:
     That holds for the bundled names, the names of makemore if they were downloaded before, and a
     regular file of at most 256 MiB: no device, no pipe, no download.
     """
-    path = os.path.join(cache_folder(), "makemore.txt") if source == "makemore" else source
     if source == BUNDLED:
         return
     try:
-        status = os.stat(path)
+        status = os.stat(_makemore_path() if source == "makemore" else source)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is not a file")
+        if status.st_size > _STORED_LIMIT:
+            raise ValueError(f"has {status.st_size} bytes")
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(source)}: {reason(error)}: give --data") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{printable(source)}: is not a file: give --data")
-    if status.st_size > _STORED_LIMIT:
-        raise ValueError(f"{printable(source)}: has {status.st_size} bytes: give --data")
 
 
-def wrong_unit(unit: object) -> str:
-    return f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}"
+def check_unit(unit: object) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}")
 
 
 def describe(source: str | os.PathLike[str] | None = None) -> str:
@@ -101,7 +101,7 @@ def describe(source: str | os.PathLike[str] | None = None) -> str:
     return printable(os.fsdecode(source))
 
 
-def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
+def checked_documents(docs: Iterable[str]) -> list[str]:
     """Return docs as a list; raise what prepare says of them."""
     if isinstance(docs, str):
         raise TypeError("docs must be a list of strings; load_documents reads a file")
@@ -113,8 +113,6 @@ def checked_documents(docs: Iterable[str], unit: str) -> list[str]:
         raise ValueError("at least one document is needed")
     if not all(documents):
         raise ValueError(f"document {documents.index('') + 1} is empty")
-    if unit == "stream" and len(documents) > 1:
-        raise ValueError(f"a stream is one document, not {len(documents)}")
     return documents
 
 
@@ -123,6 +121,8 @@ def train_val_split(
 ) -> tuple[list[str], list[str]]:
     """Return the documents to train on, shuffled by rng, and those to validate on."""
     if unit == "stream":
+        if len(docs) > 1:
+            raise ValueError(f"a stream is one document, not {len(docs)}")
         [text] = docs
         n = _n_validation(len(text), val_fraction)
         return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
@@ -192,12 +192,16 @@ def _lines(text: str) -> list[str]:
 
 def _makemore() -> bytes:
     """Return the names of makemore from the cache folder, downloaded if it has no intact copy."""
-    path = os.path.join(cache_folder(), "makemore.txt")
-    try:
+    path = _makemore_path()
+    with suppress(FileNotFoundError):
         data = read(path)
-    except FileNotFoundError:
-        return _download(path)
-    return data if _is_makemore(data) else _download(path)
+        if _is_makemore(data):
+            return data
+    return _download(path)
+
+
+def _makemore_path() -> str:
+    return os.path.join(cache_folder(), "makemore.txt")
 
 
 def _is_makemore(data: bytes) -> bool:

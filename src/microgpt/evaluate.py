@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,12 +17,15 @@ _ROWS = 512  # positions that go through the model together; bounds the memory
 def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     """Return the mean loss over all positions of docs, lists of token ids as in GPT.loss.
 
-    Raises ValueError if there is no document, FloatingPointError if the loss is not finite.
+    Raises ValueError if there is no document or one has fewer than two tokens, FloatingPointError
+    if the loss is not finite.
     """
     losses: list[float] = []
+    longest = min(model.config.block_size, max([1, *map(len, docs)]))
+    n = max(1, _ROWS // longest)  # as many documents at a time as are sure to fit
     with no_grad():
-        for group in _groups(docs, model.config.block_size):
-            tokens, targets, starts = model.pack(group)
+        for i in range(0, len(docs), n):
+            tokens, targets, starts = model.pack(docs[i : i + n])
             logits = model.forward(tokens, starts=starts)
             losses += [loss for [loss] in cross_entropy(logits, targets).tolist()]
     if not losses:
@@ -31,15 +34,6 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the validation loss is {loss}")
     return loss
-
-
-def _groups(
-    docs: Sequence[Sequence[int]], block_size: int
-) -> Iterator[Sequence[Sequence[int]]]:
-    """Yield as many documents at a time as are sure to fit into _ROWS rows."""
-    n = max(1, _ROWS // min(block_size, max(map(len, docs), default=1)))
-    for i in range(0, len(docs), n):
-        yield docs[i : i + n]
 
 
 def uniform_loss(model: GPT) -> float:

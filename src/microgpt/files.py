@@ -6,8 +6,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 
 def printable(path: str) -> str:
@@ -36,17 +36,30 @@ def one_line(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[:half]} ... {line[-half:]}"
 
 
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Make of an OSError one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"{printable(path)}: {reason(error)}") from None
+
+
+@contextmanager
+def _possible_name() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:  # a NUL or a lone surrogate
+        raise FileNotFoundError("no file can have this name") from None
+
+
 def read(path: str) -> bytes:
     """Return the bytes of the file. Raises the OSError of open, worded as one line."""
-    try:
+    with named(path), _possible_name():
+        if os.path.isdir(path):  # asked here because Windows only says that permission is denied
+            raise IsADirectoryError("is a folder, not a file")
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        if os.path.isdir(path):  # asked here because Windows only says that permission is denied
-            raise IsADirectoryError(f"{printable(path)}: is a folder, not a file") from None
-        raise type(error)(f"{printable(path)}: {reason(error)}") from None
-    except ValueError:  # a NUL or a lone surrogate, which no file name can hold
-        raise FileNotFoundError(f"{printable(path)}: no file can have this name") from None
 
 
 def try_writing(path: str) -> None:
@@ -54,22 +67,22 @@ def try_writing(path: str) -> None:
 
     Raises IsADirectoryError for a folder, FileNotFoundError for a name that no file can have.
     """
-    name = printable(path)
-    try:
+    with named(path), _possible_name():
+        if not path:
+            raise FileNotFoundError("is not a file name")
         target = os.path.realpath(path)
-        mode = os.lstat(target).st_mode if os.path.lexists(target) else None
-        if not path or (mode is not None and stat.S_ISDIR(mode)):
-            raise IsADirectoryError("is a folder, not a file" if path else "is not a file name")
-        if mode is not None and stat.S_ISFIFO(mode):
-            raise OSError("is a pipe, not a file")
-        if mode is not None and not os.access(target, os.W_OK):
-            raise PermissionError("is not writable")
-        if mode is not None and not stat.S_ISREG(mode):
-            return
         if not os.path.isdir(os.path.dirname(target)):
             raise FileNotFoundError("its folder does not exist")
         with suppress(FileNotFoundError):
-            os.lstat(target)  # says that a name is too long
+            mode = os.lstat(target).st_mode  # its error says that a name is too long
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError("is a folder, not a file")
+            if stat.S_ISFIFO(mode):
+                raise OSError("is a pipe, not a file")
+            if not os.access(target, os.W_OK):
+                raise PermissionError("is not writable")
+            if not stat.S_ISREG(mode):
+                return
         part = _part(target)
         try:
             with open(part, "xb"):
@@ -77,10 +90,6 @@ def try_writing(path: str) -> None:
         finally:  # also after an interrupt
             with suppress(FileNotFoundError):
                 os.unlink(part)
-    except OSError as error:
-        raise type(error)(f"{name}: {reason(error)}") from None
-    except ValueError:
-        raise FileNotFoundError(f"{name}: no file can have this name") from None
 
 
 def _part(target: str) -> str:

@@ -112,7 +112,7 @@ class GPT:
 
     `state_dict` maps the names of the script to Matrices of shape (nout, nin). They are loaded,
     never replaced.
-    `replayable`: a subclass sets it to True to say that its `mean_loss` and its `forward` depend
+    `replayable`: a subclass sets it to True to say that its `packed_loss` and `forward` depend
     on nothing but tokens, parameters and cache, as `Replay` requires. Its Python then runs once,
     as for GPT itself, not at every step.
     """
@@ -257,7 +257,7 @@ class GPT:
         token t + 1. What is beyond block_size + 1 tokens of a document is not used.
         Raises ValueError if there is no document or one has fewer than two tokens.
         """
-        return self.mean_loss(*self.pack(docs))
+        return self.packed_loss(*self.pack(docs))
 
     def pack(self, docs: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
         """Return tokens, targets and first rows of docs, one after another without padding."""
@@ -273,7 +273,7 @@ class GPT:
             targets += doc[1 : n + 1]
         return tokens, targets, starts
 
-    def mean_loss(
+    def packed_loss(
         self, tokens: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
     ) -> Value:
         """Return the mean cross-entropy of predicting targets from tokens; starts as in forward."""

@@ -7,13 +7,13 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from .checkpoint import is_checkpoint, save
-from .files import printable, reason, try_writing
+from .files import named, printable, reason, try_writing
 from .training import Run
 
 try:
@@ -44,53 +44,25 @@ class Outputs:
         inputs: Mapping[str, str | None],
         step: int,
     ) -> None:
-        self._out, self._snapshots = out, snapshots
+        self.out, self._snapshots = out, snapshots
+        models = []
         if out is not None:
             try_writing(out)
-        named = {"--log": log, **inputs}
-        for option, path in named.items():
-            if out is not None and path is not None:
-                if option != "--resume" and _same_file(out, path):
-                    raise ValueError(f"--out {printable(out)} would overwrite {option}")
-                if snapshots and self._is_snapshot(path):
-                    raise ValueError(f"a snapshot of --out would overwrite {option}")
-            if option != "--log" and log is not None and path is not None and _same_file(log, path):
+            models = [out, _snapshot(out, 0), *_old_snapshots(out)] if snapshots else [out]
+        for option, path in {"--log": log, **inputs}.items():
+            if path is None:
+                continue
+            if out is not None and option != "--resume" and _same_file(out, path):
+                raise ValueError(f"--out {printable(out)} would overwrite {option}")
+            if out is not None and snapshots and _is_snapshot(path, out, models[1:]):
+                raise ValueError(f"a snapshot of --out would overwrite {option}")
+            if option != "--log" and log is not None and _same_file(log, path):
                 raise ValueError(f"--log {printable(log)} would overwrite {option}")
-        if out is not None:
-            self._try_model(out)
-            if snapshots:
-                for other in (self._snapshot(0), *self._old_snapshots()):
-                    self._try_model(other)
-        self._log_name = "" if log is None else log
+        for path in models:
+            try_writing(path)
+            if os.path.isfile(path) and os.path.getsize(path) and not is_checkpoint(path):
+                raise ValueError(f"{printable(path)}: is not a model, so it is not overwritten")
         self._log = None if log is None else _opened_log(log, step)
-
-    def _try_model(self, path: str) -> None:
-        try_writing(path)
-        if os.path.isfile(path) and os.path.getsize(path) and not is_checkpoint(path):
-            raise ValueError(f"{printable(path)}: is not a model, so it is not overwritten")
-
-    def _snapshot(self, step: int) -> str:
-        stem, end = os.path.splitext(self._out or "")
-        return f"{stem}-{step:06}{end}"
-
-    def _is_snapshot(self, path: str) -> bool:
-        """Return whether a snapshot, of any step, would be written to path."""
-        folder, name = os.path.split(os.path.realpath(path))
-        if folder == os.path.realpath(self._folder()) and self._names_snapshot(name):
-            return True
-        return any(_same_file(path, other) for other in self._old_snapshots())
-
-    def _old_snapshots(self) -> list[str]:
-        """Return what has the name of a snapshot: files, and links that lead anywhere."""
-        names = os.listdir(self._folder())
-        return [os.path.join(self._folder(), name) for name in names if self._names_snapshot(name)]
-
-    def _names_snapshot(self, name: str) -> bool:
-        stem, end = os.path.splitext(os.path.basename(self._out or ""))
-        return re.fullmatch(f"{re.escape(stem)}-[0-9]{{6,}}{re.escape(end)}", name) is not None
-
-    def _folder(self) -> str:
-        return os.path.dirname(self._out or "") or os.curdir
 
     def record(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Write the line of a step to the log. If that fails, the run is saved first."""
@@ -103,28 +75,30 @@ class Outputs:
         if self._log is None:
             return
         try:
-            self._log.write(text)
-            if not text:
-                self._log.flush()
+            with named(self._log.name):
+                if text:
+                    self._log.write(text)
+                else:
+                    self._log.flush()
         except OSError as error:
             self._abandon_log()
-            message = f"{printable(self._log_name)}: {reason(error)}"
-            if self._out is not None:
-                self.save(run)
-                message = f"{message}; the run was saved as {printable(self._out)}"
-            raise type(error)(message) from None
+            if self.out is None:
+                raise
+            self.save(run)
+            saved = f"the run was saved as {printable(self.out)}"
+            raise type(error)(f"{error}; {saved}") from None
 
     def save(self, run: Run) -> None:
         """Save the run; if that fails, save it elsewhere and say so in the OSError raised."""
         self._write(run, "")  # so that the log is never behind the file
-        if self._out is None:
+        if self.out is None:
             return
         try:
-            save(run, self._out)
+            save(run, self.out)
             if self._snapshots:
-                save(run, self._snapshot(run.adam.step))
+                save(run, _snapshot(self.out, run.adam.step))
         except OSError as error:
-            raise type(error)(f"{error}; {_rescued(run, self._out)}") from None
+            raise type(error)(f"{error}; {_rescued(run, self.out)}") from None
 
     def __enter__(self) -> Outputs:
         return self
@@ -133,11 +107,9 @@ class Outputs:
         """Close the log. After an error, which says where the run is, that one stays the error."""
         if kind is not None:
             self._abandon_log()
-        try:
-            if self._log is not None:
+        elif self._log is not None:
+            with named(self._log.name):
                 self._log.close()
-        except OSError as error:
-            raise type(error)(f"{printable(self._log_name)}: {reason(error)}") from None
 
     def _abandon_log(self) -> None:
         """Close a log that cannot be written, and drop what it did not take."""
@@ -151,6 +123,33 @@ def _same_file(a: str, b: str) -> bool:
     if os.path.realpath(a) == os.path.realpath(b):
         return True
     return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+
+
+def _snapshot(out: str, step: int) -> str:
+    stem, end = os.path.splitext(out)
+    return f"{stem}-{step:06}{end}"
+
+
+def _snapshot_pattern(out: str) -> re.Pattern[str]:
+    stem, end = map(re.escape, os.path.splitext(out))
+    return re.compile(f"{stem}-[0-9]{{6,}}{end}")
+
+
+def _old_snapshots(out: str) -> list[str]:
+    """Return what has the name of a snapshot: files, and links that lead anywhere."""
+    folder = os.path.dirname(out)
+    with named(folder or os.curdir):
+        names = os.listdir(folder or os.curdir)
+    return [*filter(_snapshot_pattern(out).fullmatch, [os.path.join(folder, n) for n in names])]
+
+
+def _is_snapshot(path: str, out: str, old: Iterable[str]) -> bool:
+    """Return whether a snapshot, of any step, would be written to path."""
+    folder, name = os.path.split(out)
+    pattern = _snapshot_pattern(os.path.join(os.path.realpath(folder), name))
+    if pattern.fullmatch(os.path.realpath(path)):
+        return True
+    return any(_same_file(path, other) for other in old)
 
 
 def _rescued(run: Run, out: str) -> str:
@@ -170,32 +169,30 @@ def _rescued(run: Run, out: str) -> str:
 
 def _opened_log(path: str, step: int) -> TextIO:
     """Open a log; keep the lines of a resumed run up to its step."""
-    if not os.path.exists(path):
-        return _locked(open(path, "a", encoding="utf-8"), path)
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a terminal, a pipe, /dev/null
-        return open(path, "w", encoding="utf-8")
-    log = _locked(open(path, "r+", encoding="utf-8", newline="\n"), path)
-    try:
-        kept = _length_up_to(path, step)
-        log.seek(kept)
-        log.truncate()
-    except BaseException:
-        log.close()
-        raise
+    with named(path):
+        log = open(path, "a", encoding="utf-8", newline="\n")
+        try:
+            if stat.S_ISREG(os.fstat(log.fileno()).st_mode):  # no terminal, pipe or /dev/null
+                _lock(log)
+                log.seek(_length_up_to(path, step))
+                log.truncate()
+        except BaseException:
+            log.close()
+            raise
     return log
 
 
-def _locked(log: TextIO, path: str) -> TextIO:
-    """Return log, locked against other trainings until it is closed."""
+def _lock(log: TextIO) -> None:
+    """Lock a log against other trainings until it is closed."""
     if fcntl is not None:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.close()
-            raise ValueError(f"{printable(path)}: another training writes to this log") from None
+            raise ValueError(
+                f"{printable(log.name)}: another training writes to this log"
+            ) from None
         except OSError:  # a file system without locks
             pass
-    return log
 
 
 def _length_up_to(path: str, step: int) -> int:

@@ -101,16 +101,13 @@ class _Sampler:
             if cache.length + len(pending) > cache.block_size:  # continue with the latest half
                 cache.length = 0
                 pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
-            token = self._next_token(pending, rng)
+            row = self._next_row(pending)
+            token = _argmax(row) if self._greedy else _draw(row, rng, *self._limits)
             if token == bos:
                 break
             tokens.append(token)
             pending = [token]
         return tokens
-
-    def _next_token(self, pending: list[int], rng: Random) -> int:
-        row = self._next_row(pending)
-        return _argmax(row) if self._greedy else _draw(row, rng, *self._limits)
 
     def _next_row(self, pending: list[int]) -> list[float]:
         """Feed tokens to the model; return the probability of each next token, or its logit."""

@@ -13,7 +13,7 @@ from typing import Any
 from . import _checks as checks
 from .adam import Adam, linear_decay
 from .core import Replay, grad_enabled
-from .data import UNITS, checked_documents, checksum, train_val_split, wrong_unit
+from .data import check_unit, checked_documents, checksum, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config
@@ -58,8 +58,7 @@ class TrainConfig:
             object.__setattr__(self, name, value)
         if self.val_fraction >= 1:
             raise ValueError(f"val_fraction must be below 1, not {self.val_fraction}")
-        if self.unit not in UNITS:
-            raise ValueError(wrong_unit(self.unit))
+        check_unit(self.unit)
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Run:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._replay = Replay(self.model.mean_loss)
+        self._replay = Replay(self.model.packed_loss)
         self._step_lock = Lock()
         positions = self.config.batch_size * self.model.config.block_size
         if positions > MAX_POSITIONS:
@@ -103,12 +102,8 @@ class Run:
                 f"is more than {MAX_POSITIONS} positions per step"
             )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # no graphs, no lock
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.__post_init__()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # no graphs, no lock
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
@@ -178,7 +173,7 @@ def prepare(
     of init; and what Config and TrainConfig raise.
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
-    documents = checked_documents(docs, config.unit)
+    documents = checked_documents(docs)
     rng = Random(config.seed)
     if init is None:
         tokenizer = Tokenizer.from_documents(documents)
@@ -229,8 +224,8 @@ def _take_step(run: Run) -> float:
     tokens, targets, starts = run.model.pack(run.batch(step))
     n = len(run.losses)
     try:
-        mean_loss = run._replay if run.model.replayable else run.model.mean_loss
-        loss = mean_loss(tokens, targets, starts)
+        packed_loss = run._replay if run.model.replayable else run.model.packed_loss
+        loss = packed_loss(tokens, targets, starts)
         if not math.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.data} at step {step + 1}; "

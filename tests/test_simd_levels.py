@@ -1,24 +1,13 @@
 """Instruction-set levels: chosen at run time, and bit-identical."""
 
 import math
-import os
 import random
-import subprocess
-import sys
 
+import processes
 import pytest
-from adam_state import adam_update
-from ops import CASES, numbers, run, weighted_sum
+from ops import CASES, adam_update, numbers, run, weighted_sum
 
 import microgpt as mg
-
-
-@pytest.fixture
-def levels(compiled):
-    """Give the levels of this machine; restore the one that was in use."""
-    before = compiled._level()
-    yield compiled._levels()
-    compiled._level(before)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,13 +87,7 @@ def test_all_levels_train_alike(compiled, levels):
 
 
 def run_with(simd):
-    code = "import microgpt._core as core; print(core._level())"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MICROGPT_SIMD": simd},
-        capture_output=True,
-        text=True,
-    )
+    return processes.run("import microgpt._core as core; print(core._level())", MICROGPT_SIMD=simd)
 
 
 def test_the_environment_forces_a_level(levels):
@@ -114,12 +97,7 @@ def test_the_environment_forces_a_level(levels):
 
 
 def test_a_level_that_is_not_there_is_one_line_and_exit_code_2(levels):
-    result = subprocess.run(
-        [sys.executable, "-m", "microgpt", "train"],
-        env={**os.environ, "MICROGPT_SIMD": "fast", "MICROGPT_BACKEND": "cython"},
-        capture_output=True,
-        text=True,
-    )
+    result = processes.microgpt("train", MICROGPT_SIMD="fast", MICROGPT_BACKEND="cython")
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (

@@ -1,6 +1,6 @@
 """Print a megabyte of plain text that comes with every Python: its own documentation.
 
-    python examples/plain_text.py > python.txt
+    python examples/python_docs_to_text.py > python.txt
 
 The text is that of `help()` and the docstrings of the standard library, without characters beyond
 ASCII. What it says depends on the version of Python.

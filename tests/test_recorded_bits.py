@@ -1,4 +1,4 @@
-"""Recorded numbers: a change of the last bit of a Value, in any core, shows here."""
+"""Bits: a change of the last one of a Value, in any core, shows here, and subnormals survive."""
 
 import hashlib
 import math
@@ -80,3 +80,16 @@ def test_the_first_losses_on_the_bundled_names_are_the_recorded_ones():
         assert [loss.hex() for loss in run.losses] == PURE_LOSSES
     else:
         assert run.losses == pytest.approx([float.fromhex(x) for x in PURE_LOSSES], rel=1e-12)
+
+
+def test_subnormals_survive(core):
+    """A library built with fast-math would flush them to 0 for the whole process."""
+    smallest = 5e-324
+    assert (core.Value(smallest) * 1).data == smallest
+    assert (core.Value(2.2250738585072014e-308) * 0.5).data == 1.1125369292536007e-308
+    assert core.Value(-744).exp().data > 0.0
+    m = core.Matrix.of([[smallest, 1e-310]])
+    assert (m + m).tolist() == [[2 * smallest, 2e-310]]
+    assert core.linear(m, core.Matrix.of([[1, 0]])).tolist() == [[smallest]]
+    core.mean(m).backward()
+    assert smallest * 1.0 > 0.0

@@ -6,7 +6,7 @@ What is promised: MemoryError, nothing leaked, and everything else unchanged.
 import gc
 
 import pytest
-from adam_state import AdamState
+from ops import AdamState
 
 NODES = 20_000  # more than an arena holds, so that programs of scalars ask for memory too
 

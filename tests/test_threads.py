@@ -1,0 +1,121 @@
+"""Threads that compute at the same time. Times are printed, and decide nothing."""
+
+import sys
+import threading
+import time
+
+import pytest
+from ops import is_compiled
+
+import microgpt as mg
+
+
+def test_backward_in_two_threads_on_separate_graphs(core):
+    n = 200 if is_compiled(core) else 10
+    results = {}
+
+    def work(seed):
+        x = core.Matrix.of([[0.1 * seed * (j + 1) for j in range(16)] for _ in range(8)])
+        w = core.Matrix.of([[0.01 * (i + j) for j in range(16)] for i in range(16)])
+        s = core.Value(seed)
+        for _ in range(n):
+            with core.no_grad():
+                core.relu(x)
+            y = core.attention(core.linear(core.rmsnorm(x), w), x, x, 4)
+            (core.mean(core.softmax(y) + y) * s).backward()
+        results[seed, threading.current_thread() is threading.main_thread()] = (
+            x.grad.tolist(), w.grad.tolist(), s.grad,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2, 3):
+        work(seed)
+        assert results[seed, False] == results[seed, True]
+
+
+def test_a_graph_in_use_by_another_thread_is_refused_or_waited_for(compiled):
+    """Large blocks, so that the other thread can run meanwhile."""
+    x = compiled.Matrix.of([[0.5] * 256] * 256)
+    loss = compiled.mean(compiled.linear(compiled.linear(x, x), x))
+    loss.backward()
+    once = x.grad.tolist()
+    done, errors = [0], []
+
+    def work():
+        for _ in range(10):
+            try:
+                loss.backward()
+                done[0] += 1
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(errors) <= {"another thread is computing a part of this graph"}
+    assert done[0] + len(errors) == 30 and done[0] > 0
+    loss.backward()
+    expected = once[0][0] * (done[0] + 2)
+    assert x.grad[0, 0] == pytest.approx(expected, rel=1e-9)
+
+
+def train(seed, results, sizes):
+    results[seed] = mg.train(mg.load_documents()[:200], seed=seed, **sizes).losses
+
+
+def test_trainings_in_two_threads_do_not_disturb_each_other():
+    """The blocks are large enough in the compiled core for the GIL to be released."""
+    large = {"n_embd": 96, "steps": 12} if mg.BACKEND == "cython" else {"n_embd": 4, "steps": 4}
+    sizes = {"n_head": 2, "block_size": 8, **large}
+    alone, together, times = {}, {}, []
+    began = time.monotonic()
+    for seed in (1, 2):
+        train(seed, alone, sizes)
+    times.append(time.monotonic() - began)
+    threads = [threading.Thread(target=train, args=(seed, together, sizes)) for seed in (1, 2)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    times.append(time.monotonic() - began)
+    print(f"two trainings: {times[0]:.2f} s one after the other, {times[1]:.2f} s in two threads")
+    assert together == alone
+
+
+def test_backward_lets_other_threads_work_meanwhile(compiled):
+    """With so long a switch interval a thread gets its turn only where another releases the GIL."""
+    x = compiled.Matrix.of([[0.01 * ((i + j) % 7) for j in range(400)] for i in range(400)])
+    y = x
+    for _ in range(6):
+        y = compiled.linear(y, x)
+    loss, small = compiled.mean(y), compiled.mean(compiled.relu(compiled.Matrix(2, 2)))
+
+    def worked_during(work):
+        start, worked = threading.Lock(), []
+        start.acquire()
+
+        def wait():
+            with start:
+                worked.append(True)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        try:
+            start.release()
+            work()
+            return bool(worked)
+        finally:
+            sys.setswitchinterval(interval)
+            thread.join()
+
+    assert any(worked_during(loss.backward) for _ in range(20))
+    assert not worked_during(small.backward)  # not worth it; it shows that the test can fail
