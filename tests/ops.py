@@ -31,6 +31,7 @@ UNARY = {
     "-a": operator.neg,
     "exp": lambda a: a.exp(),
     "log": lambda a: a.log(),
+    "tanh": lambda a: a.tanh(),
     "relu": lambda a: a.relu(),
 }
 BINARY = {

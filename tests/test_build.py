@@ -666,7 +666,7 @@ gc.collect()
 junk = [Matrix.of([[7.0, 7.0], [7.0, 7.0]]) for _ in range(10_000)]
 print(kept[0].tolist(), kept[1].data, kept[1].grad)
 del kept
-print(ctypes.c_uint8.from_address(node + 14).value == 12, refs_of(node).value == LIMIT)
+print(ctypes.c_uint8.from_address(node + 14).value == 13, refs_of(node).value == LIMIT)
 """
     assert output_of(code, compiled) == [
         "0.5", "0.5", "0.5", "[[3.0,", "-4.0]]", "2.0", "0.75", "True", "True",

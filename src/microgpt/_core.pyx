@@ -33,7 +33,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
-from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
+from libc.math cimport exp, isfinite, isinf, log, pow, sqrt, tanh
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
@@ -294,10 +294,10 @@ cdef class Value:
 
     >>> import math
     >>> x = Value(0.5)
-    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y = Value(math.sin(x.data), (x,), (math.cos(x.data),))
     >>> y.backward()
     >>> round(x.grad, 4)
-    0.7864
+    0.8776
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
     ValueError unless there is one local gradient per child.
@@ -468,6 +468,11 @@ cdef class Value:
         if x <= 0.0:
             checks.log(x)  # raises ValueError
         return one_child(LOG, log(x), self.node, 1.0 / x)
+
+    def tanh(self):
+        """Return the hyperbolic tangent, between -1 and 1."""
+        cdef double result = tanh(data_of(self.node))
+        return one_child(TANH, result, self.node, 1.0 - result * result)
 
     def relu(self):
         """Return self where it is positive, else 0."""

@@ -57,10 +57,10 @@ class Value:
 
     >>> import math
     >>> x = Value(0.5)
-    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y = Value(math.sin(x.data), (x,), (math.cos(x.data),))
     >>> y.backward()
     >>> round(x.grad, 4)
-    0.7864
+    0.8776
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
     ValueError unless there is one local gradient per child.
@@ -162,6 +162,11 @@ class Value:
     def log(self) -> Value:
         """Return the natural logarithm. Raises ValueError unless self is positive."""
         return _node(checks.log(self._data), (self,), (1.0 / self._data,), "log")
+
+    def tanh(self) -> Value:
+        """Return the hyperbolic tangent, between -1 and 1."""
+        result = math.tanh(self._data)
+        return _node(result, (self,), (1.0 - result * result,), "tanh")
 
     def relu(self) -> Value:
         """Return self where it is positive, else 0."""

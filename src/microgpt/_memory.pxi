@@ -27,6 +27,7 @@ cdef enum Kind:
     POW  # POW to CUSTOM1: one child, left
     EXP
     LOG
+    TANH
     RELU
     CUSTOM1
     CUSTOM  # any number of children, in right as Many*
@@ -35,7 +36,9 @@ cdef enum Kind:
     BLOCK  # right: Block*
 
 
-cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "mean", "")
+cdef tuple LABELS = (
+    "", "+", "*", "", "**", "exp", "log", "tanh", "relu", "", "", "", "mean", "",
+)
 
 
 cdef enum Op:
