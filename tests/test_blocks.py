@@ -659,15 +659,49 @@ ERRORS = {
     "a + b": (
         lambda c: matrix(c, 3, 2) + matrix(c, 2, 3), ValueError, r"\(3, 2\) and \(2, 3\)",
     ),
-    "a + row": (
-        lambda c: matrix(c, 3, 2) + matrix(c, 1, 2), ValueError, r"\(3, 2\) and \(1, 2\)",
+    "a - rows": (
+        lambda c: matrix(c, 3, 2) - matrix(c, 2, 2), ValueError, r"a - b .*\(3, 2\) and \(2, 2\)",
     ),
-    "a + 1": (lambda c: matrix(c, 3, 2) + 1, TypeError, "unsupported"),
-    "1 + a": (lambda c: 1 + matrix(c, 3, 2), TypeError, "unsupported"),
+    "row * a": (
+        lambda c: matrix(c, 1, 3) * matrix(c, 3, 2), ValueError, r"a \* b .*\(1, 3\) and \(3, 2\)",
+    ),
+    "a / column": (
+        lambda c: matrix(c, 3, 2) / matrix(c, 3, 1), ValueError, r"a / b .*\(3, 2\) and \(3, 1\)",
+    ),
     "a + None": (lambda c: matrix(c, 3, 2) + None, TypeError, "unsupported"),
-    "a + Value": (lambda c: matrix(c, 1, 1) + c.Value(1), TypeError, "unsupported"),
-    "Value + a": (lambda c: c.Value(1) + matrix(c, 1, 1), TypeError, "unsupported"),
-    "a * a": (lambda c: matrix(c, 1, 1) * matrix(c, 1, 1), TypeError, "unsupported"),
+    "'1' - a": (lambda c: "1" - matrix(c, 3, 2), TypeError, "unsupported"),
+    "a * list": (lambda c: matrix(c, 3, 2) * [[1, 1]], TypeError, "unsupported|multiply sequence"),
+    "a / 1j": (lambda c: matrix(c, 3, 2) / 1j, TypeError, "unsupported"),
+    "a ** None": (lambda c: matrix(c, 3, 2) ** None, TypeError, "unsupported"),
+    "2 ** a": (lambda c: 2 ** matrix(c, 3, 2), TypeError, "unsupported"),
+    "a + Value": (lambda c: matrix(c, 1, 1) + c.Value(1), TypeError, r"\+ of .*pack\(\[\[value\]"),
+    "Value - a": (lambda c: c.Value(1) - matrix(c, 1, 1), TypeError, r"- of .*pack\(\[\[value\]"),
+    "a * Value": (lambda c: matrix(c, 1, 1) * c.Value(1), TypeError, r"\* of .*pack\(\[\[value\]"),
+    "Value / a": (lambda c: c.Value(1) / matrix(c, 1, 1), TypeError, r"/ of .*pack\(\[\[value\]"),
+    "a ** a": (
+        lambda c: matrix(c, 1, 1) ** matrix(c, 1, 1), TypeError, "a number, not a Matrix; see log",
+    ),
+    "a ** Value": (
+        lambda c: matrix(c, 1, 1) ** c.Value(1), TypeError, "a number, not a Value; see log",
+    ),
+    "Value ** a": (
+        lambda c: c.Value(1) ** matrix(c, 1, 1), TypeError, "a number, not a Matrix; see log",
+    ),
+    "a / 0": (lambda c: matrix(c, 3, 2) / 0, ZeroDivisionError, "0.0 .* power -1.0"),
+    "1 / a": (lambda c: 1 / matrix(c, 3, 2), ZeroDivisionError, "0.0 .* power -2.0"),
+    "a / a": (lambda c: matrix(c, 3, 2) / matrix(c, 3, 2), ZeroDivisionError, "0.0 .* power -2.0"),
+    "a / row": (lambda c: matrix(c, 3, 2) / matrix(c, 1, 2), ZeroDivisionError, "power -2.0"),
+    "1 / 1e-160": (lambda c: 1 / c.Matrix.of([[1, 1e-160]]), OverflowError, r"1e-160 \*\* -2.0"),
+    "a ** -1": (lambda c: matrix(c, 3, 2) ** -1, ZeroDivisionError, "0.0 .* power -2.0"),
+    "a ** 0.5": (lambda c: matrix(c, 3, 2) ** 0.5, ZeroDivisionError, "0.0 .* power -0.5"),
+    "a ** 2": (lambda c: c.Matrix.of([[1.0, -1e200]]) ** 2, OverflowError, r"-1e\+200 \*\* 2.0"),
+    "a ** 3": (lambda c: c.Matrix.of([[1.0, -1e103]]) ** 3, OverflowError, r"-1e\+103 \*\* 3.0"),
+    "(-a) ** 0.5": (
+        lambda c: c.Matrix.of([[2.0], [-8.0]]) ** 0.5, ValueError, r"-8.0 \*\* -0.5 is not a real",
+    ),
+    "exp": (lambda c: c.Matrix.of([[700, 710, 800]]).exp(), OverflowError, r"exp\(710.0\) is too"),
+    "log 0": (lambda c: c.Matrix.of([[2, 0, -1]]).log(), ValueError, r"log\(0.0\) is not defined"),
+    "log -1": (lambda c: c.Matrix.of([[2], [-1]]).log(), ValueError, r"log\(-1.0\) is not defined"),
     "linear": (
         lambda c: c.linear(matrix(c, 3, 2), matrix(c, 2, 3)), ValueError, r"\(3, 2\) and \(2, 3\)",
     ),

@@ -127,7 +127,6 @@ def calls(core):
         "load": (square.load, [[[1, 2], [3, 4]]]),
         "getitem": (square.__getitem__, [1]),
         "embedding": (core.embedding, [square, [1, 0]]),
-        "Matrix +": (lambda a, b: a + b, [square, square]),
         "linear": (core.linear, [square, square]),
         "rmsnorm": (core.rmsnorm, [square]),
         "relu": (core.relu, [square]),
@@ -144,6 +143,9 @@ def calls(core):
         ),
         **{f"Value {name}": (op, [value, 2.0]) for name, op in BINARY.items()},
         **{f"number {name}": (op, [2.0, value]) for name, op in BINARY.items()},
+        **{f"Matrix {name}": (op, [square, square]) for name, op in BINARY.items()},
+        **{f"Matrix {name} number": (op, [square, 2.0]) for name, op in BINARY.items()},
+        **{f"number {name} Matrix": (op, [2.0, square]) for name, op in BINARY.items()},
     }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def told(result, core):
     if isinstance(result, Exception):
         return type(result).__name__
     if isinstance(result, core.Matrix):
-        return [[round(x, 9) for x in row] for row in result.tolist()]
+        return str([[round(x, 9) for x in row] for row in result.tolist()])
     return str(result)
 
 

@@ -43,11 +43,19 @@ cdef tuple LABELS = (
 
 cdef enum Op:
     NONE  # a leaf
+    CONSTANT  # a number, once for each column: it gets no gradient
     VIEW  # rows of inputs[0], sharing its numbers and gradients
     LOAD  # only in a recorded graph: no numbers, inputs[1] is copied into inputs[0]
     PACK
     EMBEDDING
-    MATRIX_ADD
+    MATRIX_ADD  # from here to MATRIX_TANH in the order of the table of element-wise kernels
+    MATRIX_SUBTRACT
+    MATRIX_MULTIPLY
+    MATRIX_DIVIDE
+    MATRIX_POWER
+    MATRIX_EXP
+    MATRIX_LOG
+    MATRIX_TANH
     LINEAR
     RMSNORM
     MATRIX_RELU
@@ -58,8 +66,8 @@ cdef enum Op:
 
 
 cdef tuple NAMES = (
-    "", "", "", "pack", "embedding", "+", "linear", "rmsnorm", "relu", "softmax", "attention",
-    "attention_weights", "cross_entropy",
+    "", "", "", "", "pack", "embedding", "+", "-", "*", "/", "**", "exp", "log", "tanh", "linear",
+    "rmsnorm", "relu", "softmax", "attention", "attention_weights", "cross_entropy",
 )
 
 
