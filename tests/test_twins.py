@@ -101,10 +101,12 @@ def test_adam_agrees_over_many_steps(cores):
     results = []
     for core in cores:
         rng = random.Random(5)
-        params = [core.Matrix.of(numbers(rng, *shape)) for shape in [(3, 4), (1, 2)]]
-        m, v = ([core.Matrix(3, 4), core.Matrix(1, 2)] for _ in range(2))
+        shapes = [(3, 4), (1, 2), (1, 4), (1, 3)]
+        params = [core.Matrix.of(numbers(rng, *shape)) for shape in shapes]
+        m, v = ([core.Matrix(*shape) for shape in shapes] for _ in range(2))
         for step in range(50):
-            loss = core.mean(core.cross_entropy(core.linear(params[0], params[0]), [0, 1, 1]))
+            logits = core.linear(params[0] * params[2], params[0]) + params[3]  # a gain and a bias
+            loss = core.mean(core.cross_entropy(logits, [0, 1, 1]))
             (loss * rng.gauss(0, 5) + core.mean(core.rmsnorm(params[1])) * 3).backward()
             adam_update(core, params, m, v, step, 0.05)
         results.append([block.tolist() for block in params + m + v])

@@ -534,6 +534,9 @@ cdef class Matrix:
     `m.grad` are 2-D buffers of float64: read-only snapshots in the pure core, live and writable
     in this one. A copy or a pickle holds the numbers, not the graph.
 
+    `+ - * /` take another Matrix of equal shape, a row (1, n) that serves all rows, or a number,
+    `**` takes a number, entry by entry and with the errors of Values.
+
     >>> m = Matrix.of([[1, 2], [3, 4]])
     >>> m.shape, m[1][0].data, m[1:].tolist()
     ((2, 2), 3.0, [[3.0, 4.0]])

@@ -114,7 +114,7 @@ cdef bint block_forward(Node* node) noexcept nogil:
         n_changes += 1
     elif y.op == EMBEDDING:
         embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
-    elif MATRIX_ADD <= y.op <= MATRIX_TANH:
+    elif is_elementwise(y.op):
         return elementwise_forward(
             y.op - MATRIX_ADD, y.data, a.data, NULL if b is NULL else b.data, y.rows, y.cols,
             a.rows, 0 if b is NULL else b.rows)
@@ -148,7 +148,7 @@ cdef void block_backward(Node* node) noexcept nogil:
             y.items[i].grad += y.grad[i]
     elif y.op == EMBEDDING:
         embedding_backward(a.grad, y.grad, y.ids.items, y.rows, y.cols)
-    elif MATRIX_ADD <= y.op <= MATRIX_TANH:
+    elif is_elementwise(y.op):
         elementwise_backward(
             y.op - MATRIX_ADD, a.grad, NULL if b is NULL else b.grad, y.grad, y.data, a.data,
             NULL if b is NULL else b.data, y.rows, y.cols, a.rows, 0 if b is NULL else b.rows)

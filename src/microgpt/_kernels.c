@@ -101,8 +101,18 @@ typedef struct {
 #define ADD_TO(d, gradient) \
     do { \
         double *RESTRICT place = d; \
-        for (Index i = 0; place && i < n; i++) \
-            place[i] += gradient; \
+        if (place) \
+            for (Index i = 0; i < n; i++) \
+                place[i] += gradient; \
+    } while (0)
+/* y = f(a), four entries at a time */
+#define IN_VECTORS(f) \
+    do { \
+        Index whole = n - n % 4; \
+        for (Index i = 0; i < whole; i += 4) \
+            put(y + i, f(at(a + i))); \
+        if (whole < n) \
+            put_first(y + whole, f(at_first(a + whole, n - whole, 0.0)), n - whole); \
     } while (0)
 #define FORWARD(op) \
     static int op##_forward(double *RESTRICT y, const double *a, const double *b, Index n)
@@ -213,8 +223,7 @@ BACKWARD(power)
 FORWARD(exp)
 {
     int outside = 0, fails = 0;
-    for (Index i = 0; i < n; i += 4)
-        put_first(y + i, exp_moderate(at_first(a + i, n - i, 0.0)), n - i);
+    IN_VECTORS(exp_moderate);
     for (Index i = 0; i < n; i++)
         outside |= !(fabs(a[i]) <= 708.0);
     for (Index i = 0; outside && i < n; i++)
@@ -241,8 +250,7 @@ BACKWARD(log) { ADD_TO(da, 1.0 / a[i] * dy[i]); }
 
 FORWARD(tanh)
 {
-    for (Index i = 0; i < n; i += 4)
-        put_first(y + i, tanh_of(at_first(a + i, n - i, 0.0)), n - i);
+    IN_VECTORS(tanh_of);
     return 0;
 }
 
@@ -256,6 +264,7 @@ static const Elementwise elementwise[] = {
 };
 #undef PAIR
 #undef ADD_TO
+#undef IN_VECTORS
 #undef FORWARD
 #undef BACKWARD
 

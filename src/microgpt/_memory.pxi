@@ -48,10 +48,10 @@ cdef enum Op:
     LOAD  # only in a recorded graph: no numbers, inputs[1] is copied into inputs[0]
     PACK
     EMBEDDING
-    MATRIX_ADD  # from here to MATRIX_TANH in the order of the table of element-wise kernels
+    MATRIX_ADD  # from here to MATRIX_TANH in the order of the element-wise table of _kernels.c
     MATRIX_SUBTRACT
-    MATRIX_MULTIPLY
-    MATRIX_DIVIDE
+    MATRIX_MULTIPLY  # from here on backward reads the numbers of the inputs
+    MATRIX_DIVIDE  # from here to MATRIX_LOG a number can be an error
     MATRIX_POWER
     MATRIX_EXP
     MATRIX_LOG
@@ -69,6 +69,15 @@ cdef tuple NAMES = (
     "", "", "", "", "pack", "embedding", "+", "-", "*", "/", "**", "exp", "log", "tanh", "linear",
     "rmsnorm", "relu", "softmax", "attention", "attention_weights", "cross_entropy",
 )
+
+
+cdef inline bint is_elementwise(uint8_t op) noexcept nogil:
+    return MATRIX_ADD <= op <= MATRIX_TANH
+
+
+cdef inline bint can_fail(uint8_t op) noexcept nogil:
+    """Whether the op raises an error where a number is one for Values."""
+    return MATRIX_DIVIDE <= op <= MATRIX_LOG
 
 
 cdef struct Node:  # 64 bytes

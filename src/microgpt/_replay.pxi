@@ -283,7 +283,7 @@ cdef class _Graph:
                 self.known = False
             if block.op == VIEW and step_of(block.inputs[0], self) is not NULL:
                 self.fixed_rows = True
-            if MATRIX_DIVIDE <= block.op <= MATRIX_LOG:
+            if can_fail(block.op):
                 self.can_fail = True
         self.n += 1
         return 0
@@ -493,7 +493,7 @@ cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
         if y.op == LOAD:
             if a != b:
                 return -1
-        elif MATRIX_ADD <= y.op <= MATRIX_TANH:  # as for a call: a single row serves all rows
+        elif is_elementwise(y.op):  # as for a call: a single row serves all rows
             if a != b and a != 1 and b != 1:
                 return -1
             a = max(a, b)
