@@ -548,6 +548,21 @@ def test_a_function_may_expect_the_error(core, net):
         assert replay([token]).data == f([token]).data
 
 
+def test_a_function_may_expect_shapes_that_do_not_fit(core, net):
+    def f(tokens):
+        x = core.embedding(net.table, tokens)
+        try:
+            return x * net.places
+        except ValueError:
+            return core.relu(x)
+
+    every_row_count(core, f, net.params)
+    every_row_count(core, lambda tokens: f([*tokens, 0]), net.params)
+    replay = core.Replay(f)
+    for tokens in ([0, 1], [1, 2], [0, 1, 2], [2], [1, 0]):  # recorded after the error
+        assert replay(tokens).tolist() == f(tokens).tolist()
+
+
 def test_an_error_after_a_load_leaves_what_the_call_leaves(core, net):
     """What was loaded before the error is not loaded twice."""
     stores = [core.Matrix(1, 2), core.Matrix(1, 2)]

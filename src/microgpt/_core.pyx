@@ -174,6 +174,7 @@ cdef inline double data_of(Node* node) noexcept nogil:
 
 cdef int refuse(object check, tuple arguments) except -1:
     """Raise what a check says of arguments that do not fit; whatever happens in it, raise."""
+    numbers_are_read()  # a function that is recorded may go on after the error
     check(*arguments)
     raise ValueError(f"{check.__name__} of {arguments}")
 
@@ -917,7 +918,7 @@ cdef int refuse_numbers(Node* node) except -1:
     cdef Block* b = a if y.n_inputs == 1 else block_of(y.inputs[1])
     cdef Py_ssize_t i
     cdef double x, other
-    numbers_are_read()  # the function that is recorded may go on after the error
+    numbers_are_read()  # as in refuse
     for i in range(y.n_inputs):
         retain(y.inputs[i])
     retain(node)
