@@ -326,6 +326,23 @@ STEPS = {
                 Matrix.pack([[x + i for i in range(9)]])
                 Value(1, [x, x, x], [1, 1, 1])
     """,
+    "elementwise": """
+        m, row = Matrix.of([[0.1] * 8] * 8), Matrix.of([[0.5] * 8])
+        replay = core.Replay(lambda ids: core.mean((core.embedding(m, ids) - 0.3).log()))
+        def step():
+            y = ((m * row + 1) / (row - m * 2) ** 3).tanh().exp().log() - m[2:3] * -m
+            core.mean(1 / (y.relu() + 2)).backward()
+            with core.no_grad():
+                2 - y * row
+            for _ in range(3):
+                m.load([[0.5] * 8] * 8)
+                replay([0, 1]); replay([0, 1, 2])
+                m[0][0].data = 0.1
+                try:
+                    replay([0, 1])
+                except ValueError:
+                    pass
+    """,
     "views and elements": """
         m = Matrix.of([[0.1] * 8] * 64)
         def step():
