@@ -36,6 +36,7 @@ UNARY = {
     "-a": operator.neg,
     "exp": lambda a: a.exp(),
     "log": lambda a: a.log(),
+    "tanh": lambda a: a.tanh(),
     "relu": lambda a: a.relu(),
 }
 BINARY = {
@@ -70,8 +71,15 @@ def scalar_embedding(table, ids):
     return [[entry * 1 for entry in table[i]] for i in ids]
 
 
+def scalar_of_two(op, a, b):
+    """Return op of the entries of a and b; a single row serves all rows."""
+    n = max(len(a), len(b))
+    pairs = zip(list(a) * (n // len(a)), list(b) * (n // len(b)), strict=True)
+    return [[op(x, y) for x, y in zip(*rows, strict=True)] for rows in pairs]
+
+
 def scalar_add(a, b):
-    return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
+    return scalar_of_two(operator.add, a, b)
 
 
 def scalar_linear(x, w):
@@ -154,9 +162,14 @@ def two_blocks(blocks, pick):
     return blocks[:2]
 
 
-def two_of_one_length(blocks, pick):
-    rows = min(len(blocks[0]), len(blocks[1]))
-    return [block[:rows] for block in blocks[:2]]
+def two_that_fit(blocks, pick):
+    a, b = blocks[:2]
+    rows = min(len(a), len(b))
+    return [(a[:rows], b[:rows]), (a, b[:1]), (a[-1:], b)][pick % 3]
+
+
+def a_block_and_a_number(blocks, pick):
+    return [blocks[0], (2, 0.5, 3.0, -1, 1.5, -2)[pick % 6]]
 
 
 def some_ids(blocks, pick):
@@ -215,6 +228,7 @@ class Op(NamedTuple):
 SIZES = [(1, 1), (1, 5), (5, 1), (3, 5), (7, 17), (16, 64)]
 ONE = [([size],) for size in SIZES]
 TWO_ALIKE = [([size] * 2,) for size in SIZES]
+WITH_A_ROW = [([(t, n), (1, n)],) for t, n in SIZES] + [([(1, n), (t, n)],) for t, n in SIZES]
 
 OPS = {
     "embedding": Op(
@@ -222,7 +236,6 @@ OPS = {
         [([(5, 3)], [4, 0, 4, 2]), ([(1, 1)], [0])],
         some_ids,
     ),
-    "add": Op(lambda c, a, b: a + b, scalar_add, TWO_ALIKE, two_of_one_length),
     "linear": Op(
         lambda c, x, w: c.linear(x, w), scalar_linear,
         [
@@ -286,9 +299,44 @@ OPS = {
     ),
 }  # fmt: skip
 
-# The same block in several places: name -> the op of a Matrix of 5 x 6, its scalar definition.
+# The operators and the methods that a Matrix has as a Value has them.
+for name, op in VALUE_OPS.items():
+    domain = tame if {"exp", "log", "/", "**"} & set(name.split()) else None
+    if "b" in name.split():
+        OPS[name.replace("a", "A").replace("b", "B")] = Op(
+            lambda c, a, b, op=op: op(a, b, None),
+            lambda a, b, op=op: scalar_of_two(lambda x, y: op(x, y, None), a, b),
+            TWO_ALIKE + WITH_A_ROW, two_that_fit, domain,
+        )
+    elif "x" in name.split():
+        OPS[name.replace("a", "A")] = Op(
+            lambda c, a, number, op=op: op(a, None, number),
+            lambda a, number, op=op: [[op(x, None, number) for x in row] for row in a],
+            [([(7, 17)], 3), ([(1, 5)], 2), ([(3, 5)], -0.75)], a_block_and_a_number, domain,
+        )
+    else:
+        OPS[f"{name} of A" if name != "-a" else "-A"] = Op(
+            lambda c, a, op=op: op(a, None, None),
+            lambda a, op=op: [[op(x, None, None) for x in row] for row in a],
+            ONE, domain=domain,
+        )
+
+# The same block in several places: name -> the op of a Matrix of 5 x 6, its scalar definition
+# and its domain.
 ALIASES = {
     "a + a": (lambda c, a: a + a, lambda a: scalar_add(a, a)),
+    "a - a": (lambda c, a: a - a, lambda a: scalar_of_two(operator.sub, a, a)),
+    "a * a": (lambda c, a: a * a, lambda a: scalar_of_two(operator.mul, a, a)),
+    "a / a": (lambda c, a: a / a, lambda a: scalar_of_two(operator.truediv, a, a), tame),
+    "a row of a serves all of a": (
+        lambda c, a: a[1:2] * a / a[2:3], lambda a: scalar_of_two(
+            operator.truediv, scalar_of_two(operator.mul, a[1:2], a), a[2:3]
+        ),
+        tame,
+    ),
+    "parts that overlap, multiplied": (
+        lambda c, a: a[:-1] * a[1:], lambda a: scalar_of_two(operator.mul, a[:-1], a[1:]),
+    ),
     "linear(a, a)": (lambda c, a: c.linear(a, a), lambda a: scalar_linear(a, a)),
     "attention(a, a, a)": (
         lambda c, a: c.attention(a, a, a, 3), lambda a: scalar_attention(a, a, a, 3),
@@ -343,7 +391,8 @@ CASES = {
     )
     for name, op in OPS.items()
     for shapes, *rest in op.cases
-} | {name: Case(*ops, [(5, 6)]) for name, ops in ALIASES.items()}
+} | {name: Case(block, scalar, [(5, 6)], *domain)
+     for name, (block, scalar, *domain) in ALIASES.items()}
 # Those for which a test can afford to run the pure core many times.
 SMALL_CASES = [
     name for name, case in CASES.items() if sum(rows * cols for rows, cols in case.shapes) <= 170

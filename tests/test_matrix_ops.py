@@ -168,6 +168,158 @@ def test_add_by_hand(core):
     assert a.grad.tolist() == b.grad.tolist() == [[3, 4]]
 
 
+# With a = [[1, 2], [3, 4]], b = [[5, -2], [0.5, 8]], row = [[2, -4]], and the weights 1 10 100 1000
+# of the entries: the result and the gradients of a, of b and of the row.
+ELEMENTWISE = {
+    "a - b": (lambda a, b, r: a - b, [[-4, 4], [2.5, -4]], [[1, 10], [100, 1000]],
+              [[-1, -10], [-100, -1000]], [[0, 0]]),
+    "a * b": (lambda a, b, r: a * b, [[5, -4], [1.5, 32]], [[5, -20], [50, 8000]],
+              [[1, 20], [300, 4000]], [[0, 0]]),
+    "a / b": (lambda a, b, r: a / b, [[0.2, -1], [6, 0.5]], [[0.2, -5], [200, 125]],
+              [[-0.04, -5], [-1200, -62.5]], [[0, 0]]),
+    "a + row": (lambda a, b, r: a + r, [[3, -2], [5, 0]], [[1, 10], [100, 1000]],
+                [[0, 0], [0, 0]], [[101, 1010]]),
+    "row - a": (lambda a, b, r: r - a, [[1, -6], [-1, -8]], [[-1, -10], [-100, -1000]],
+                [[0, 0], [0, 0]], [[101, 1010]]),
+    "a * row": (lambda a, b, r: a * r, [[2, -8], [6, -16]], [[2, -40], [200, -4000]],
+                [[0, 0], [0, 0]], [[301, 4020]]),
+    "a / row": (lambda a, b, r: a / r, [[0.5, -0.5], [1.5, -1]], [[0.5, -2.5], [50, -250]],
+                [[0, 0], [0, 0]], [[-75.25, -251.25]]),
+    "row / a": (lambda a, b, r: r / a, [[2, -2], [2 / 3, -1]], [[-2, 10], [-200 / 9, 250]],
+                [[0, 0], [0, 0]], [[1 + 100 / 3, 255]]),
+    "2 - a": (lambda a, b, r: 2 - a, [[1, 0], [-1, -2]], [[-1, -10], [-100, -1000]],
+              [[0, 0], [0, 0]], [[0, 0]]),
+    "a / 2": (lambda a, b, r: a / 2, [[0.5, 1], [1.5, 2]], [[0.5, 5], [50, 500]],
+              [[0, 0], [0, 0]], [[0, 0]]),
+    "2 / a": (lambda a, b, r: 2 / a, [[2, 1], [2 / 3, 0.5]], [[-2, -5], [-200 / 9, -125]],
+              [[0, 0], [0, 0]], [[0, 0]]),
+    "-a": (lambda a, b, r: -a, [[-1, -2], [-3, -4]], [[-1, -10], [-100, -1000]],
+           [[0, 0], [0, 0]], [[0, 0]]),
+    "b ** 2": (lambda a, b, r: b**2, [[25, 4], [0.25, 64]], [[0, 0], [0, 0]],
+               [[10, -40], [100, 16000]], [[0, 0]]),
+    "b ** 3": (lambda a, b, r: b**3, [[125, -8], [0.125, 512]], [[0, 0], [0, 0]],
+               [[75, 120], [75, 192000]], [[0, 0]]),
+    "a ** -0.5": (lambda a, b, r: a**-0.5, [[1, 2**-0.5], [3**-0.5, 0.5]],
+                  [[-0.5, -5 * 2**-1.5], [-50 * 3**-1.5, -62.5]], [[0, 0], [0, 0]], [[0, 0]]),
+    "b.relu()": (lambda a, b, r: b.relu(), [[5, 0], [0.5, 8]], [[0, 0], [0, 0]],
+                 [[1, 0], [100, 1000]], [[0, 0]]),
+    "a.log()": (lambda a, b, r: a.log(), [[0, math.log(2)], [LOG3, math.log(4)]],
+                [[1, 5], [100 / 3, 250]], [[0, 0], [0, 0]], [[0, 0]]),
+    "row.exp()": (lambda a, b, r: r.exp(), [[math.exp(2), math.exp(-4)]], [[0, 0], [0, 0]],
+                  [[0, 0], [0, 0]], [[math.exp(2), 10 * math.exp(-4)]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_an_elementwise_op_by_hand(core, name):
+    f, expected, *expected_grads = ELEMENTWISE[name]
+    lists = [[[1, 2], [3, 4]], [[5, -2], [0.5, 8]], [[2, -4]]]
+    inputs = [core.Matrix.of(rows) for rows in lists]
+    y = f(*inputs)
+    assert type(y) is core.Matrix
+    assert_close(y.tolist(), expected, 1e-15)
+    weighted_sum(y, [[1, 10], [100, 1000]][: len(y)]).backward()
+    for x, gradient in zip(inputs, expected_grads, strict=True):
+        assert_close(x.grad.tolist(), gradient, 1e-15)
+
+
+def test_one_block_as_both_operands(core):
+    for f, number, gradient in [
+        (lambda x: x - x, 0, 0), (lambda x: x * x, 9, -6), (lambda x: x / x, 1, 0),
+    ]:  # fmt: skip
+        x = core.Matrix.of([[-3.0] * 5] * 3)
+        y = f(x)
+        weighted_sum(y, [[1.0] * 5] * 3).backward()
+        assert y.tolist() == [[number] * 5] * 3
+        assert x.grad.tolist() == [[gradient] * 5] * 3
+
+
+def test_elements_views_and_packs_are_operands(core):
+    x, v = core.Matrix.of([[1, 2], [3, 4], [5, 6]]), core.Value(10)
+    y = x[1:] * core.Matrix.pack([[v, x[0][1]]]) - x[:1]
+    assert y.tolist() == [[29, 6], [49, 10]]
+    weighted_sum(y, [[1, 1], [1, 1]]).backward()
+    assert x.grad.tolist() == [[-2, 10 - 2], [10, 2], [10, 2]]
+    assert v.grad == 8.0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_an_op_of_a_matrix_and_a_numpy_number(core, dtype):
+    numpy = pytest.importorskip("numpy")
+    m, two = core.Matrix.of([[1, 4]]), numpy.dtype(dtype).type(2)
+    results = [m + two, two + m, m - two, two - m, m * two, two * m, m / two, two / m, m**two]
+    assert [type(y) for y in results] == [core.Matrix] * 9
+    assert [y.tolist()[0] for y in results] == [
+        [3, 6], [3, 6], [-1, 2], [1, -2], [2, 8], [2, 8], [0.5, 2], [2, 0.5], [1, 16],
+    ]  # fmt: skip
+
+
+def test_tanh_and_exp_are_accurate_everywhere(core):
+    """To 4 units in the last place, near 0 and far out too."""
+    rng = random.Random(3)
+    places = [rng.choice((-1, 1)) * 10 ** rng.uniform(-20, 3) for _ in range(3000)]
+    places += [rng.uniform(-3, 3) for _ in range(3000)]
+    places += [0.0, -0.0, 5e-324, -5e-324, 1e-308, 0.17, 0.1733, 0.35, 19.0, 20.0, 22.0, 1e300]
+    places += [INF, -INF, NAN, 708.0, -708.0, 708.1, 709.7, -708.1, -744.0, -745.0, -746.0]
+    for name in ("tanh", "exp"):
+        xs = [x for x in places if name == "tanh" or not 709.7 < x < INF]
+        for start in range(4):  # in every lane
+            result = getattr(core.Matrix.of([xs[start:]]), name)().tolist()[0]
+            for x, y in zip(xs[start:], result, strict=True):
+                expected = getattr(math, name)(x)
+                if math.isnan(x):
+                    assert math.isnan(y)
+                else:
+                    assert math.copysign(1, y) == math.copysign(1, expected)
+                    assert y == expected or abs(y - expected) <= 4 * math.ulp(expected), (x, y)
+
+
+def test_infinities_are_no_errors_where_they_are_none_for_floats(core):
+    m = core.Matrix.of([[INF, -INF, NAN]])
+    rows = [m.exp(), m.tanh(), m**2, m**3, 1 / m, m * 0.0, m[:1] / m, core.Matrix.of([[INF]]).log()]
+    assert [str(y.tolist()) for y in rows] == [
+        "[[inf, 0.0, nan]]", "[[1.0, -1.0, nan]]", "[[inf, inf, nan]]", "[[inf, -inf, nan]]",
+        "[[0.0, -0.0, nan]]", "[[nan, nan, nan]]", "[[nan, nan, nan]]", "[[inf]]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 9])
+def test_a_number_that_is_an_error_is_found_in_any_place(core, n):
+    for i in range(n):
+        for f, good, bad, error in [
+            (lambda m: m.exp(), 1, 1000, OverflowError), (lambda m: m.log(), 1, 0, ValueError),
+            (lambda m: 1 / m, 1, 0, ZeroDivisionError), (lambda m: m / m, 1, 0, ZeroDivisionError),
+            (lambda m: m**2, 1, 1e155, OverflowError), (lambda m: m**-2, 1, 0, ZeroDivisionError),
+            (lambda m: m**1.5, 1, -1, ValueError), (lambda m: m**0, 1, 0, ZeroDivisionError),
+        ]:  # fmt: skip
+            with pytest.raises(error):
+                f(core.Matrix.of([[good] * n, [bad if j == i else good for j in range(n)]]))
+
+
+def test_the_limits_of_floats_are_those_of_values(cores):
+    """Whether an entry is an error does not depend on which core, nor on block or Value."""
+    edges = [
+        7.458340731200207e-155, 7.4583407312002075e-155, 1.3407807929942596e154,
+        1.3407807929942599e154, 5.643803094122361e102, 5.643803094122363e102, 709.782712893384,
+        709.7827128933841, 5e-324, 1e-300, 1.7976931348623157e308, 1e-103, 2.2e-103,
+    ]  # fmt: skip
+    ops = [
+        lambda m: m.exp(), lambda m: m.log(), lambda m: 1 / m, lambda m: 2 / m, lambda m: m / 3,
+        lambda m: 1e-300 / m, *(lambda m, e=e: m**e for e in (2, 3, -1, -2, 0.5, 1, 2.5, -0.5, 4)),
+    ]  # fmt: skip
+
+    def outcome(f, x):
+        try:
+            f(x)
+        except (ArithmeticError, ValueError) as error:
+            return type(error).__name__, str(error)
+
+    for x in [sign * edge for edge in edges for sign in (1, -1)]:
+        for f in ops:
+            said = {outcome(f, c.Matrix.of([[x]])) for c in cores}
+            assert said == {outcome(f, cores[0].Value(x))}, x
+
+
 def test_linear_by_hand(core):
     x = core.Matrix.of([[1, 2], [3, 4]])
     w = core.Matrix.of([[5, 6], [7, 8], [9, 10]])
@@ -656,15 +808,49 @@ ERRORS = {
     "a + b": (
         lambda c: matrix(c, 3, 2) + matrix(c, 2, 3), ValueError, r"\(3, 2\) and \(2, 3\)",
     ),
-    "a + row": (
-        lambda c: matrix(c, 3, 2) + matrix(c, 1, 2), ValueError, r"\(3, 2\) and \(1, 2\)",
+    "a - rows": (
+        lambda c: matrix(c, 3, 2) - matrix(c, 2, 2), ValueError, r"a - b .*\(3, 2\) and \(2, 2\)",
     ),
-    "a + 1": (lambda c: matrix(c, 3, 2) + 1, TypeError, "unsupported"),
-    "1 + a": (lambda c: 1 + matrix(c, 3, 2), TypeError, "unsupported"),
+    "row * a": (
+        lambda c: matrix(c, 1, 3) * matrix(c, 3, 2), ValueError, r"a \* b .*\(1, 3\) and \(3, 2\)",
+    ),
+    "a / column": (
+        lambda c: matrix(c, 3, 2) / matrix(c, 3, 1), ValueError, r"a / b .*\(3, 2\) and \(3, 1\)",
+    ),
     "a + None": (lambda c: matrix(c, 3, 2) + None, TypeError, "unsupported"),
-    "a + Value": (lambda c: matrix(c, 1, 1) + c.Value(1), TypeError, "unsupported"),
-    "Value + a": (lambda c: c.Value(1) + matrix(c, 1, 1), TypeError, "unsupported"),
-    "a * a": (lambda c: matrix(c, 1, 1) * matrix(c, 1, 1), TypeError, "unsupported"),
+    "'1' - a": (lambda c: "1" - matrix(c, 3, 2), TypeError, "unsupported"),
+    "a * list": (lambda c: matrix(c, 3, 2) * [[1, 1]], TypeError, "unsupported|multiply sequence"),
+    "a / 1j": (lambda c: matrix(c, 3, 2) / 1j, TypeError, "unsupported"),
+    "a ** None": (lambda c: matrix(c, 3, 2) ** None, TypeError, "unsupported"),
+    "2 ** a": (lambda c: 2 ** matrix(c, 3, 2), TypeError, "unsupported"),
+    "a + Value": (lambda c: matrix(c, 1, 1) + c.Value(1), TypeError, r"\+ of .*pack\(\[\[value\]"),
+    "Value - a": (lambda c: c.Value(1) - matrix(c, 1, 1), TypeError, r"- of .*pack\(\[\[value\]"),
+    "a * Value": (lambda c: matrix(c, 1, 1) * c.Value(1), TypeError, r"\* of .*pack\(\[\[value\]"),
+    "Value / a": (lambda c: c.Value(1) / matrix(c, 1, 1), TypeError, r"/ of .*pack\(\[\[value\]"),
+    "a ** a": (
+        lambda c: matrix(c, 1, 1) ** matrix(c, 1, 1), TypeError, "a number, not a Matrix; see log",
+    ),
+    "a ** Value": (
+        lambda c: matrix(c, 1, 1) ** c.Value(1), TypeError, "a number, not a Value; see log",
+    ),
+    "Value ** a": (
+        lambda c: c.Value(1) ** matrix(c, 1, 1), TypeError, "a number, not a Matrix; see log",
+    ),
+    "a / 0": (lambda c: matrix(c, 3, 2) / 0, ZeroDivisionError, "0.0 .* power -1.0"),
+    "1 / a": (lambda c: 1 / matrix(c, 3, 2), ZeroDivisionError, "0.0 .* power -2.0"),
+    "a / a": (lambda c: matrix(c, 3, 2) / matrix(c, 3, 2), ZeroDivisionError, "0.0 .* power -2.0"),
+    "a / row": (lambda c: matrix(c, 3, 2) / matrix(c, 1, 2), ZeroDivisionError, "power -2.0"),
+    "1 / 1e-160": (lambda c: 1 / c.Matrix.of([[1, 1e-160]]), OverflowError, r"1e-160 \*\* -2.0"),
+    "a ** -1": (lambda c: matrix(c, 3, 2) ** -1, ZeroDivisionError, "0.0 .* power -2.0"),
+    "a ** 0.5": (lambda c: matrix(c, 3, 2) ** 0.5, ZeroDivisionError, "0.0 .* power -0.5"),
+    "a ** 2": (lambda c: c.Matrix.of([[1.0, -1e200]]) ** 2, OverflowError, r"-1e\+200 \*\* 2.0"),
+    "a ** 3": (lambda c: c.Matrix.of([[1.0, -1e103]]) ** 3, OverflowError, r"-1e\+103 \*\* 3.0"),
+    "(-a) ** 0.5": (
+        lambda c: c.Matrix.of([[2.0], [-8.0]]) ** 0.5, ValueError, r"-8.0 \*\* -0.5 is not a real",
+    ),
+    "exp": (lambda c: c.Matrix.of([[700, 710, 800]]).exp(), OverflowError, r"exp\(710.0\) is too"),
+    "log 0": (lambda c: c.Matrix.of([[2, 0, -1]]).log(), ValueError, r"log\(0.0\) is not defined"),
+    "log -1": (lambda c: c.Matrix.of([[2], [-1]]).log(), ValueError, r"log\(-1.0\) is not defined"),
     "linear": (
         lambda c: c.linear(matrix(c, 3, 2), matrix(c, 2, 3)), ValueError, r"\(3, 2\) and \(2, 3\)",
     ),
@@ -1067,6 +1253,15 @@ READ_AGAIN = {
     "attention": lambda c, x, w: c.attention(w, x, w, 1),
     "attention_weights": lambda c, x, w: c.attention_weights(w, x, 1),
     "a view": lambda c, x, w: c.linear(x[1:], w),
+    "*": lambda c, x, w: w * x,
+    "a row of *": lambda c, x, w: x[:1] * w,
+    "/": lambda c, x, w: w / (x * x),
+    "what is divided": lambda c, x, w: x / w,
+    "1 / x": lambda c, x, w: 1 / x,
+    "**": lambda c, x, w: x**2,
+    "exp": lambda c, x, w: x.exp(),
+    "tanh": lambda c, x, w: x.tanh(),
+    "log": lambda c, x, w: (x * x).log(),
 }
 
 
@@ -1102,6 +1297,8 @@ RESULTS = {
     "softmax": lambda c, x: c.softmax(x),
     "softmax of a view": lambda c, x: c.softmax(x[:1]),
     "attention_weights": lambda c, x: c.attention_weights(x, x, 1),
+    "exp": lambda c, x: x.exp(),
+    "tanh": lambda c, x: x.tanh(),
 }
 
 
@@ -1128,6 +1325,16 @@ def test_results_that_changed_before_backward_may_where_it_does_not_need_them(co
     y.load([[7.0] * y.shape[1]] * 2)
     core.mean(y).backward()
     assert_close(x.grad.tolist(), [[2 * number for number in row] for row in once])
+
+
+def test_numbers_that_plus_minus_and_factors_do_not_need_may_change(core):
+    x, row = core.Matrix.of([[0.5, -1.0], [2.0, 0.25]]), core.Matrix.of([[3.0, 4.0]])
+    loss = core.mean((-x + row) * 2 - x / 4 + (1 - x))
+    for m in (x, row):
+        m.load(m)
+    loss.backward()
+    assert x.grad.tolist() == [[-0.8125] * 2] * 2
+    assert row.grad.tolist() == [[1.0, 1.0]]
 
 
 def test_numbers_that_backward_does_not_need_may_change(core):
@@ -1167,3 +1374,17 @@ def test_a_new_forward_has_the_new_numbers(core):
                 value.grad = 0.0
         replay([0]).backward()
         assert x.grad.tolist() == weights
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_row_of_a_block_can_serve_all_its_rows(core, inner):
+    """The gradients of both are parts of one block, whichever of them is passed on first."""
+    lists = [[1.0, -2.0], [0.5, 3.0], [4.0, 0.25], [-1.0, 2.0]]
+    for both in (lambda x: x * x[2:3], lambda x: x[2:3] * x):
+        leaf = core.Matrix.of(lists)
+        x = leaf * 1 if inner else leaf
+        core.mean(both(x)).backward()
+        expected = [[v / 8 for v in lists[2]] for _ in lists]
+        for j in range(2):
+            expected[2][j] += sum(row[j] for row in lists) / 8
+        assert leaf.grad.tolist() == expected

@@ -63,6 +63,23 @@ STEPS = {
                 Matrix.pack([[x + i for i in range(9)]])
                 Value(1, [x, x, x], [1, 1, 1])
     """,
+    "elementwise": """
+        m, row = Matrix.of([[0.1] * 8] * 8), Matrix.of([[0.5] * 8])
+        replay = core.Replay(lambda ids: core.mean((core.embedding(m, ids) - 0.3).log()))
+        def step():
+            y = ((m * row + 1) / (row - m * 2) ** 3).tanh().exp().log() - m[2:3] * -m
+            core.mean(1 / (y.relu() + 2)).backward()
+            with core.no_grad():
+                2 - y * row
+            for _ in range(3):
+                m.load([[0.5] * 8] * 8)
+                replay([0, 1]); replay([0, 1, 2])
+                m[0][0].data = 0.1
+                try:
+                    replay([0, 1])
+                except ValueError:
+                    pass
+    """,
     "views and elements": """
         m = Matrix.of([[0.1] * 8] * 64)
         def step():
@@ -108,7 +125,9 @@ STEPS = {
             lambda: Matrix.pack([[x, None]]), lambda: m.load([[1]]), lambda: m[99],
             lambda: m[::2], lambda: m["a"], lambda: core.embedding(m, [99]),
             lambda: core.embedding(m, [0, "a"]), lambda: core.embedding(m, []),
-            lambda: core.embedding(m, [10 ** 30]), lambda: m + Matrix(1, 1), lambda: m + 1,
+            lambda: core.embedding(m, [10 ** 30]), lambda: m + Matrix(1, 1), lambda: m + x,
+            lambda: m - m[:2], lambda: m * "a", lambda: m ** m, lambda: m / 0, lambda: m / (m - m),
+            lambda: (m - m).log(), lambda: (m * 1e4).exp(), lambda: (m - 1) ** 0.5,
             lambda: core.linear(m, Matrix(1, 1)), lambda: core.linear(m, None),
             lambda: core.attention(m, m, m, 3), lambda: core.attention(m, m, m, 2, [1]),
             lambda: core.attention(m, m, m, 2, ["a"]), lambda: core.attention(m, m[1:], m, 2),
@@ -288,7 +307,7 @@ gc.collect()
 junk = [Matrix.of([[7.0, 7.0], [7.0, 7.0]]) for _ in range(10_000)]
 print(kept[0].tolist(), kept[1].data, kept[1].grad)
 del kept
-print(ctypes.c_uint8.from_address(node + 14).value == 12, refs_of(node).value == LIMIT)
+print(ctypes.c_uint8.from_address(node + 14).value == 13, refs_of(node).value == LIMIT)
 """
     assert output_of(code, compiled) == [
         "0.5", "0.5", "0.5", "[[3.0,", "-4.0]]", "2.0", "0.75", "True", "True",

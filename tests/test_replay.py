@@ -460,6 +460,146 @@ def test_ids_that_the_function_kept_do_not_change(core, net):
     assert [list(tokens) for tokens in kept] == [[0, 1], [2, 0], [1, 1, 2]]
 
 
+def every_row_count(core, f, leaves):
+    """Compare replays of f on changing numbers of tokens with plain calls, errors included."""
+    results = []
+    for call in (f, core.Replay(f)):
+        seen = []
+        for n in (1, 3, 1, 2, 4, 1, 3, 3, 1):
+            try:
+                y = call([i % 3 for i in range(n)])
+            except (ArithmeticError, ValueError) as error:
+                seen.append((type(error), str(error)))
+                continue
+            core.mean(y * y).backward()
+            seen.append((y.tolist(), [leaf.grad.tolist() for leaf in leaves]))
+            del y  # a result that is held keeps its graph
+            for value in [value for leaf in leaves for row in leaf for value in row]:
+                value.grad = 0.0
+        results.append(seen)
+    assert results[1] == results[0]
+    return results[0]
+
+
+@pytest.mark.parametrize("f", [
+    lambda x, row, three, y: x * row, lambda x, row, three, y: row - x,
+    lambda x, row, three, y: x + three, lambda x, row, three, y: three / x,
+    lambda x, row, three, y: x * y + row, lambda x, row, three, y: x + y[:1],
+    lambda x, row, three, y: (x - row) * three, lambda x, row, three, y: x * 2 + 1 - x / 3,
+    lambda x, row, three, y: row * 2 + x, lambda x, row, three, y: x + (row + three[:1]),
+])  # fmt: skip
+def test_a_row_that_serves_all_rows_is_told_from_a_block_of_one_row(core, net, f):
+    """Whichever number of tokens was recorded: what a row does follows from the shapes."""
+    row = core.Matrix.of([[0.5, -2.0]])
+
+    def g(tokens):
+        x = core.embedding(net.table, tokens)
+        return f(x, row, net.places, core.embedding(net.w, tokens).tanh())
+
+    every_row_count(core, g, [*net.params, row])
+
+
+def test_one_graph_serves_a_bias_and_a_gain_on_any_number_of_rows(compiled):
+    net, calls = Net(compiled), []
+    bias, gain = compiled.Matrix.of([[0.5, -2.0]]), compiled.Matrix.of([[1.5, 0.25]])
+
+    def f(tokens):
+        calls.append(1)
+        x = compiled.rmsnorm(compiled.embedding(net.table, tokens)) * gain + bias
+        return 0.5 * x * (1 + (0.8 * (x + 0.04 * x**3)).tanh()) - x.exp() / 2
+
+    every_row_count(compiled, f, [*net.params, bias, gain])
+    assert len(calls) == 9 + 1  # the plain calls, and the one recorded
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: x.log(), lambda x: (x * 3000).exp(), lambda x: x**0.5, lambda x: x / x,
+    lambda x: 1 / x, lambda x: (x * 1e160) ** 2, lambda x: x.relu() ** -2, lambda x: x / x[:1],
+])  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 60_000])
+def test_an_error_in_a_replay_is_that_of_the_call(core, f, rows):
+    """Also of a long one, which runs without the interpreter's lock."""
+    if rows > 1 and not hasattr(core, "_level"):
+        rows = 20
+    table = core.Matrix.of([[0.1, 0.2], [-0.5, 0.3], [0.0, 0.4]])
+    g = lambda tokens: core.mean(f(core.embedding(table, tokens)))  # noqa: E731
+    replay = core.Replay(g)
+    for token in (0, 0, 1, 2, 0, 2, 1, 0):
+        outcomes = []
+        for call in (g, replay):
+            try:
+                outcomes.append(call([0] * (rows - 1) + [token]).data)
+            except (ArithmeticError, ValueError) as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+
+
+def test_a_function_may_expect_the_error(core, net):
+    def f(tokens):
+        x = core.embedding(net.table, tokens)
+        try:
+            return core.mean(x.log())
+        except ValueError:
+            return core.mean(x)
+
+    net.table.load([[0.1, 0.2], [-0.3, 0.5], [0.7, 0.2]])
+    replay = core.Replay(f)
+    for token in (1, 0, 1, 0, 0, 1, 1, 2):
+        assert replay([token]).data == f([token]).data
+
+
+def test_a_function_may_expect_shapes_that_do_not_fit(core, net):
+    def f(tokens):
+        x = core.embedding(net.table, tokens)
+        try:
+            return x * net.places
+        except ValueError:
+            return core.relu(x)
+
+    every_row_count(core, f, net.params)
+    every_row_count(core, lambda tokens: f([*tokens, 0]), net.params)
+    replay = core.Replay(f)
+    for tokens in ([0, 1], [1, 2], [0, 1, 2], [2], [1, 0]):  # recorded after the error
+        assert replay(tokens).tolist() == f(tokens).tolist()
+
+
+def test_an_error_after_a_load_leaves_what_the_call_leaves(core, net):
+    """What was loaded before the error is not loaded twice."""
+    stores = [core.Matrix(1, 2), core.Matrix(1, 2)]
+
+    def f(tokens, store):
+        store.load(store + core.embedding(net.table, tokens))
+        return core.embedding(net.places, tokens).log()
+
+    net.places.load([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]])
+    for store in stores:
+        call = lambda tokens, store=store: f(tokens, store)  # noqa: E731
+        call = core.Replay(call) if store is stores[1] else call
+        for token in (0, 1, 2, 1, 0, 2):
+            try:
+                call([token])
+            except ValueError:
+                pass
+    assert stores[1].tolist() == stores[0].tolist()
+
+
+def test_a_store_that_is_written_before_it_is_read_is_replayed_with_ops_that_can_fail(compiled):
+    net, store, calls = Net(compiled), compiled.Matrix(3, 2), []
+
+    def f(tokens):
+        calls.append(1)
+        store[1:2].load(compiled.embedding(net.table, tokens))
+        return (store + 1).log()
+
+    replay = compiled.Replay(f)
+    for token in (0, 1, 2):
+        replay([token])
+    assert len(calls) == 1
+    net.table.load([[-2.0, 0.0]] * 3)
+    with pytest.raises(ValueError, match="-1.0"):
+        replay([0])
+
+
 def test_a_replay_may_be_used_in_another(core, net):
     inner = core.Replay(lambda tokens: core.embedding(net.table, tokens))
     outer = core.Replay(lambda tokens: core.mean(core.relu(inner(tokens))))

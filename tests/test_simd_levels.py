@@ -47,7 +47,7 @@ def nearest_to_midpoints():
             for k in range(3, e):  # a root modulo 2**k becomes one modulo 2**(k + 1)
                 if (root * root - j) % 2 ** (k + 1):
                     root += 2 ** (k - 1)
-            for z in {(sign * root + half) % 2**e for sign in (1, -1) for half in (0, 2 ** (e - 1))}:
+            for z in {i % 2**e for r in (root, -root) for i in (r, r + 2 ** (e - 1))}:
                 x, rest = divmod(z * z - j, 2**e)
                 if 2**53 <= z < 2**54 and 2**52 <= x < 2**53 and not rest:
                     yield float(x) if e == 54 else 2.0 * x

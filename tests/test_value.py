@@ -105,6 +105,7 @@ def test_the_unary_ops(core):
         (-x, -2.0, -1.0),
         (x.exp(), math.exp(2), math.exp(2)),
         (x.log(), math.log(2), 0.5),
+        (x.tanh(), math.tanh(2), 1 - math.tanh(2) * math.tanh(2)),
         (x.relu(), 2.0, 1.0),
         (x**3, 8.0, 12.0),
         (x**-1, 0.5, -0.25),
@@ -189,8 +190,8 @@ def test_repr_shows_data_and_grad(core):
 
 def test_ops_have_labels_and_leaves_have_none(core):
     x = core.Value(2)
-    labels = [v._op for v in (x, x + 1, x * 2, x**2, x.exp(), x.log(), x.relu(), -x)]
-    assert labels == ["", "+", "*", "**", "exp", "log", "relu", "*"]
+    labels = [v._op for v in (x, x + 1, x * 2, x**2, x.exp(), x.log(), x.tanh(), x.relu(), -x)]
+    assert labels == ["", "+", "*", "**", "exp", "log", "tanh", "relu", "*"]
     assert core.Value(1, (x,), (1,))._op == ""
 
 
@@ -484,7 +485,7 @@ def test_no_grad_builds_no_graph(core):
     assert core.grad_enabled()
     with core.no_grad():
         assert not core.grad_enabled()
-        results = [x + 1, x * x, -x, x - 1, 2 / x, x**2, x.exp(), x.log(), x.relu()]
+        results = [x + 1, x * x, -x, x - 1, 2 / x, x**2, x.exp(), x.log(), x.tanh(), x.relu()]
         results.append(core.Value(9, (x, x, x), (1, 2, 3)))
     for result in results:
         assert (result._children, result._local_grads, result._op) == ((), (), "")

@@ -168,9 +168,19 @@ def one_target_per_row(rows: int, targets: int) -> None:
         raise ValueError(f"{rows} rows of logits need as many targets, not {targets}")
 
 
-def add_shapes(a: Shape, b: Shape) -> None:
-    if a != b:
-        raise ValueError(f"a + b needs equal shapes, not {a} and {b}")
+def elementwise_shapes(op: str, a: Shape, b: Shape) -> None:
+    if a[1] != b[1] or (a[0] != b[0] and 1 not in (a[0], b[0])):
+        raise ValueError(f"a {op} b needs equal shapes, or one row for all, not {a} and {b}")
+
+
+def matrix_with_value(op: str) -> None:
+    raise TypeError(
+        f"{op} of a Matrix and a Value: Matrix.pack([[value] * n]) makes a row that serves all rows"
+    )
+
+
+def exponent(x: object) -> None:
+    raise TypeError(f"the exponent must be a number, not a {type(x).__name__}; see log and exp")
 
 
 def linear_shapes(x: Shape, w: Shape) -> None:

@@ -33,7 +33,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
-from libc.math cimport exp, isfinite, isinf, log, pow, sqrt
+from libc.math cimport exp, isfinite, isinf, log, pow, sqrt, tanh
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
@@ -64,8 +64,11 @@ cdef extern from "_kernels.h" nogil:
         double*, const double*, const Index*, Index, Index)
     void embedding_backward "kernels->embedding_backward"(
         double*, const double*, const Index*, Index, Index)
-    void add_forward "kernels->add_forward"(double*, const double*, const double*, Index)
-    void pass_on "kernels->pass_on"(double*, int, const double*, Index)
+    bint elementwise_forward "kernels->elementwise_forward"(
+        int, double*, const double*, const double*, Index, Index, Index, Index)
+    void elementwise_backward "kernels->elementwise_backward"(
+        int, double*, int, double*, int, const double*, const double*, const double*,
+        const double*, Index, Index, Index, Index)
     void linear_forward "kernels->linear_forward"(
         double*, double*, const double*, const double*, Index, Index, Index)
     void linear_backward_x "kernels->linear_backward_x"(
@@ -176,6 +179,7 @@ cdef inline double data_of(Node* node) noexcept nogil:
 
 cdef int refuse(object check, tuple arguments) except -1:
     """Raise what a check says of arguments that do not fit; whatever happens in it, raise."""
+    numbers_are_read()  # a function that is recorded may go on after the error
     check(*arguments)
     raise ValueError(f"{check.__name__} of {arguments}")
 
@@ -299,10 +303,10 @@ cdef class Value:
 
     >>> import math
     >>> x = Value(0.5)
-    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y = Value(math.sin(x.data), (x,), (math.cos(x.data),))
     >>> y.backward()
     >>> round(x.grad, 4)
-    0.7864
+    0.8776
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
     ValueError unless there is one local gradient per child.
@@ -457,8 +461,8 @@ cdef class Value:
 
     def __pow__(self, exponent):
         cdef double number = 0.0
-        if isinstance(exponent, Value):
-            raise TypeError("the exponent must be a number, not a Value; see log and exp")
+        if isinstance(exponent, (Value, Matrix)):
+            checks.exponent(exponent)  # raises TypeError
         return to_the(self, number) if to_double(exponent, &number) else NotImplemented
 
     def exp(self):
@@ -475,6 +479,11 @@ cdef class Value:
         if x <= 0.0:
             checks.log(x)  # raises ValueError
         return one_child(LOG, log(x), self.node, 1.0 / x)
+
+    def tanh(self):
+        """Return the hyperbolic tangent, between -1 and 1."""
+        cdef double result = tanh(data_of(self.node))
+        return one_child(TANH, result, self.node, 1.0 - result * result)
 
     def relu(self):
         """Return self where it is positive, else 0."""
@@ -533,6 +542,9 @@ cdef class Matrix:
     `m.grad` are 2-D buffers of float64: read-only snapshots in the pure core, live and writable
     in this one. A copy or a pickle holds the numbers, not the graph.
 
+    `+ - * /` take another Matrix of equal shape, a row (1, n) that serves all rows, or a number,
+    `**` takes a number, entry by entry and with the errors of Values.
+
     >>> m = Matrix.of([[1, 2], [3, 4]])
     >>> m.shape, m[1][0].data, m[1:].tolist()
     ((2, 2), 3.0, [[3.0, 4.0]])
@@ -542,6 +554,8 @@ cdef class Matrix:
 
     cdef Node* node
     cdef bint initialized
+
+    __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __cinit__(self, rows=None, cols=None):
         # The block is made here, so that there is no Matrix without one, whatever a subclass does.
@@ -688,11 +702,88 @@ cdef class Matrix:
             free_buffer(numbers, n)
 
     def __add__(self, other):
-        if not isinstance(other, Matrix):
+        return elementwise(MATRIX_ADD, self, other)
+
+    def __radd__(self, other):
+        return elementwise(MATRIX_ADD, self, other)
+
+    def __sub__(self, other):
+        return elementwise(MATRIX_SUBTRACT, self, other)
+
+    def __rsub__(self, other):
+        return elementwise(MATRIX_SUBTRACT, self, other, True)
+
+    def __mul__(self, other):
+        return elementwise(MATRIX_MULTIPLY, self, other)
+
+    def __rmul__(self, other):
+        return elementwise(MATRIX_MULTIPLY, self, other)
+
+    def __neg__(self):
+        return elementwise(MATRIX_MULTIPLY, self, -1.0)
+
+    def __truediv__(self, other):
+        cdef double number = 0.0
+        if isinstance(other, (Matrix, Value)):
+            return elementwise(MATRIX_DIVIDE, self, other)
+        if not to_double(other, &number):
             return NotImplemented
-        if not alike(self, other):
-            refuse(checks.add_shapes, (shape_of(self), shape_of(other)))
-        return record(block_op(MATRIX_ADD, rows_in(self), cols_in(self), NULL, self, other))
+        return elementwise(MATRIX_MULTIPLY, self, power(number, -1.0))
+
+    def __rtruediv__(self, other):
+        return elementwise(MATRIX_DIVIDE, self, other, True)
+
+    def __pow__(self, exponent):
+        if isinstance(exponent, (Value, Matrix)):
+            checks.exponent(exponent)  # raises TypeError
+        return elementwise(MATRIX_POWER, self, exponent)
+
+    def exp(self):
+        """Return e ** entry for each entry. Raises OverflowError above 709.78."""
+        return record(block_op(MATRIX_EXP, rows_in(self), cols_in(self), NULL, self))
+
+    def log(self):
+        """Return the natural logarithms. Raises ValueError unless all entries are positive."""
+        return record(block_op(MATRIX_LOG, rows_in(self), cols_in(self), NULL, self))
+
+    def tanh(self):
+        """Return the hyperbolic tangent of each entry."""
+        return record(block_op(MATRIX_TANH, rows_in(self), cols_in(self), NULL, self))
+
+    def relu(self):
+        """Return the entries where they are positive, else 0; as `relu(self)`."""
+        return relu(self)
+
+
+cdef Matrix constant_row(double number, Py_ssize_t cols):
+    """Return a row of a number, which serves all rows as a row of a Matrix does."""
+    cdef Node* node = new_block(CONSTANT, 1, cols)
+    cdef Block* block = block_of(node)
+    cdef Py_ssize_t i
+    for i in range(cols):
+        block.data[i] = number
+    block.detached = True
+    return matrix_of(node)
+
+
+cdef object elementwise(Op op, Matrix a, object other, bint swapped=False):
+    """Return a op other, or other op a, entry by entry; a single row serves all rows."""
+    cdef Matrix b
+    cdef double number = 0.0
+    if isinstance(other, Matrix):
+        b = other
+    elif isinstance(other, Value):
+        refuse(checks.matrix_with_value, (NAMES[op],))
+    elif to_double(other, &number):
+        b = constant_row(number, cols_in(a))
+    else:
+        return NotImplemented
+    if swapped:
+        a, b = b, a
+    if cols_in(a) != cols_in(b) or (rows_in(a) != rows_in(b) and rows_in(a) != 1
+                                    and rows_in(b) != 1):
+        refuse(checks.elementwise_shapes, (NAMES[op], shape_of(a), shape_of(b)))
+    return record(block_op(op, max(rows_in(a), rows_in(b)), cols_in(a), NULL, a, b))
 
 
 @cython.final
@@ -810,7 +901,8 @@ cdef Matrix record(Node* node):
     """Compute a new block from its inputs and link it to them; under no_grad make it a leaf."""
     cdef Block* block = block_of(node)
     cdef int i
-    block_forward(node)
+    if block_forward(node):
+        refuse_numbers(node)
     if no_grad_depth and tape is NULL:
         block.op = NONE
         block.n_inputs = 0
@@ -825,6 +917,35 @@ cdef Matrix record(Node* node):
             block.detached = no_grad_depth != 0
             note(node)
     return matrix_of(node)
+
+
+cdef int refuse_numbers(Node* node) except -1:
+    """Raise the error of the first entry that is one for Values, and free the new block."""
+    cdef Block* y = block_of(node)
+    cdef Block* a = block_of(y.inputs[0])
+    cdef Block* b = a if y.n_inputs == 1 else block_of(y.inputs[1])
+    cdef Py_ssize_t i
+    cdef double x, other
+    numbers_are_read()  # as in refuse
+    for i in range(y.n_inputs):
+        retain(y.inputs[i])
+    retain(node)
+    try:
+        for i in range(y.rows * y.cols):
+            x = a.data[i if a.rows == y.rows else i % y.cols]
+            other = b.data[i if b.rows == y.rows else i % y.cols]
+            if y.op == MATRIX_EXP:
+                checks.exp(x)
+            elif y.op == MATRIX_LOG:
+                checks.log(x)
+            elif y.op == MATRIX_DIVIDE:
+                power(other, -2.0)  # the local gradient of other ** -1
+            else:
+                power(x, other - 1.0)
+                power(x, other)
+        raise ArithmeticError(f"{NAMES[y.op]} of numbers that changed meanwhile")
+    finally:
+        release(node)
 
 
 cdef int note(Node* node) except -1:

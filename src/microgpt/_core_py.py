@@ -12,6 +12,7 @@ block op one node; the layout is described at the top of that file.
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from array import array
 from collections import deque
@@ -57,10 +58,10 @@ class Value:
 
     >>> import math
     >>> x = Value(0.5)
-    >>> y = Value(math.tanh(x.data), (x,), (1 - math.tanh(x.data) ** 2,))
+    >>> y = Value(math.sin(x.data), (x,), (math.cos(x.data),))
     >>> y.backward()
     >>> round(x.grad, 4)
-    0.7864
+    0.8776
 
     Raises TypeError if data or a local gradient is not a number or a child is not a Value,
     ValueError unless there is one local gradient per child.
@@ -146,8 +147,8 @@ class Value:
         return self**-1.0 * other if checks.is_number(other) else NotImplemented
 
     def __pow__(self, exponent: float) -> Value:
-        if isinstance(exponent, Value):
-            raise TypeError("the exponent must be a number, not a Value; see log and exp")
+        if isinstance(exponent, (Value, Matrix)):
+            checks.exponent(exponent)  # raises TypeError
         if not checks.is_number(exponent):
             return NotImplemented
         exponent = float(exponent)
@@ -162,6 +163,11 @@ class Value:
     def log(self) -> Value:
         """Return the natural logarithm. Raises ValueError unless self is positive."""
         return _node(checks.log(self._data), (self,), (1.0 / self._data,), "log")
+
+    def tanh(self) -> Value:
+        """Return the hyperbolic tangent, between -1 and 1."""
+        result = math.tanh(self._data)
+        return _node(result, (self,), (1.0 - result * result,), "tanh")
 
     def relu(self) -> Value:
         """Return self where it is positive, else 0."""
@@ -200,6 +206,9 @@ class Matrix:
     `m.grad` are 2-D buffers of float64: read-only snapshots in this core, live and writable in
     the compiled one. A copy or a pickle holds the numbers, not the graph.
 
+    `+ - * /` take another Matrix of equal shape, a row (1, n) that serves all rows, or a number,
+    `**` takes a number, entry by entry and with the errors of Values.
+
     >>> m = Matrix.of([[1, 2], [3, 4]])
     >>> m.shape, m[1][0].data, m[1:].tolist()
     ((2, 2), 3.0, [[3.0, 4.0]])
@@ -208,6 +217,7 @@ class Matrix:
     """
 
     __slots__ = ("_rows", "_initialized", "_changes")
+    __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
         rows, cols = checks.sizes(rows, cols)
@@ -289,16 +299,56 @@ class Matrix:
                 value._data = number
         self._changes[0] += 1
 
-    def __add__(self, other: Matrix) -> Matrix:
-        if not isinstance(other, Matrix):
+    def __add__(self, other: Matrix | float) -> Matrix:
+        return _elementwise(operator.add, "+", self, other)
+
+    def __radd__(self, other: float) -> Matrix:
+        return self.__add__(other)
+
+    def __sub__(self, other: Matrix | float) -> Matrix:
+        return _elementwise(operator.sub, "-", self, other)
+
+    def __rsub__(self, other: float) -> Matrix:
+        return _elementwise(operator.sub, "-", other, self)
+
+    def __mul__(self, other: Matrix | float) -> Matrix:
+        return _elementwise(operator.mul, "*", self, other)
+
+    def __rmul__(self, other: float) -> Matrix:
+        return self.__mul__(other)
+
+    def __neg__(self) -> Matrix:
+        return self * -1.0
+
+    def __truediv__(self, other: Matrix | float) -> Matrix:
+        return _elementwise(operator.truediv, "/", self, other)
+
+    def __rtruediv__(self, other: float) -> Matrix:
+        return _elementwise(operator.truediv, "/", other, self)
+
+    def __pow__(self, exponent: float) -> Matrix:
+        if isinstance(exponent, (Value, Matrix)):
+            checks.exponent(exponent)  # raises TypeError
+        if not checks.is_number(exponent):
             return NotImplemented
-        checks.add_shapes(self.shape, other.shape)
-        return _matrix(
-            [
-                [a + b for a, b in zip(row, other_row, strict=True)]
-                for row, other_row in zip(self._rows, other._rows, strict=True)
-            ]
-        )
+        exponent = float(exponent)
+        return _matrix([[value**exponent for value in row] for row in self], "**", self)
+
+    def exp(self) -> Matrix:
+        """Return e ** entry for each entry. Raises OverflowError above 709.78."""
+        return _matrix([[value.exp() for value in row] for row in self], "exp", self)
+
+    def log(self) -> Matrix:
+        """Return the natural logarithms. Raises ValueError unless all entries are positive."""
+        return _matrix([[value.log() for value in row] for row in self], "log", self)
+
+    def tanh(self) -> Matrix:
+        """Return the hyperbolic tangent of each entry."""
+        return _matrix([[value.tanh() for value in row] for row in self], "tanh", self)
+
+    def relu(self) -> Matrix:
+        """Return the entries where they are positive, else 0; as `relu(self)`."""
+        return relu(self)
 
 
 class Replay:
@@ -599,7 +649,7 @@ class _BlockLabel(str):
 
     def of(self, op, inputs, result):
         needed = [(matrix._changes, "was computed from") for matrix in inputs]
-        if op in ("softmax", "attention_weights"):  # their derivative is in terms of the result
+        if op in ("softmax", "attention_weights", "exp", "tanh"):  # whose backward reads the result
             needed.append((result._changes, "gave"))
         self.op, self.counts = op, [(changes, changes[0], how) for changes, how in needed]
         return self
@@ -625,6 +675,35 @@ def _topological_sort(root):
             visited.add(id(node))
             stack += (node, None, *reversed(node._children))
     return topo
+
+
+def _elementwise(op, name, a, b):
+    """Return op(a, b) entry by entry, for two Matrices or one Matrix and a number.
+
+    A row (1, n) serves all rows of the other; so does a number, and all columns.
+    """
+    matrices = [x for x in (a, b) if isinstance(x, Matrix)]
+    for x in (a, b):
+        if isinstance(x, Value):
+            checks.matrix_with_value(name)  # raises TypeError
+        if not (isinstance(x, Matrix) or checks.is_number(x)):
+            return NotImplemented
+    checks.elementwise_shapes(name, matrices[0].shape, matrices[-1].shape)
+    rows, cols = max(matrix.shape for matrix in matrices)
+    result = [
+        [op(x, y) for x, y in zip(*row, strict=True)]
+        for row in zip(_spread(a, rows, cols), _spread(b, rows, cols), strict=True)
+    ]
+    if name in "*/" and isinstance(b, Matrix):
+        return _matrix(result, name, *matrices)
+    return _matrix(result)  # the others pass gradients on without the numbers
+
+
+def _spread(x, rows, cols):
+    """Return what stands at each place of rows x cols, if x serves all of them."""
+    if not isinstance(x, Matrix):
+        return [[float(x)] * cols] * rows
+    return x._rows * rows if len(x._rows) < rows else x._rows
 
 
 def _dot(a, b):

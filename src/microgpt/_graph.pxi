@@ -125,7 +125,8 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
 cdef uint64_t n_changes = 0  # of numbers of blocks from outside
 
 
-cdef void block_forward(Node* node) noexcept nogil:
+cdef bint block_forward(Node* node) noexcept nogil:
+    """Compute a block; return whether one of its entries is an error for Values."""
     global n_changes
     cdef Block* y = block_of(node)
     cdef int i
@@ -141,8 +142,10 @@ cdef void block_forward(Node* node) noexcept nogil:
         n_changes += 1
     elif y.op == EMBEDDING:
         embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
-    elif y.op == MATRIX_ADD:
-        add_forward(y.data, a.data, b.data, y.rows * y.cols)
+    elif is_elementwise(y.op):
+        return elementwise_forward(
+            y.op - MATRIX_ADD, y.data, a.data, NULL if b is NULL else b.data, y.rows, y.cols,
+            a.rows, 0 if b is NULL else b.rows)
     elif y.op == LINEAR:
         linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
@@ -159,6 +162,7 @@ cdef void block_forward(Node* node) noexcept nogil:
                                   a.rows, b.rows, a.cols, y.n_head)
     elif y.op == CROSS_ENTROPY:
         cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
+    return False
 
 
 cdef void block_backward(Node* node) noexcept nogil:
@@ -178,9 +182,15 @@ cdef void block_backward(Node* node) noexcept nogil:
             y.items[i].grad += dy[i]
     elif y.op == EMBEDDING:
         embedding_backward(gradient(a), dy, y.ids.items, y.rows, y.cols)
-    elif y.op == MATRIX_ADD:
-        pass_on(a.grad, is_first(a), dy, n)
-        pass_on(b.grad, is_first(b), dy, n)
+    elif is_elementwise(y.op):
+        if b is not NULL and b.op == VIEW:
+            gradient(b)  # before a is asked, of which it may be a part
+        first_a = is_first(a)
+        first_b = b is not NULL and is_first(b)
+        elementwise_backward(
+            y.op - MATRIX_ADD, a.grad, first_a, NULL if b is NULL else b.grad, first_b, dy, y.data,
+            a.data, NULL if b is NULL else b.data, y.rows, y.cols, a.rows,
+            0 if b is NULL else b.rows)
     elif y.op == LINEAR:
         linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
         linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
@@ -347,15 +357,22 @@ cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
     return 0
 
 
+cdef inline bint is_scaled(Block* y) noexcept:
+    """Whether a block is another one times a number."""
+    return y.op == MATRIX_MULTIPLY and block_of(y.inputs[1]).op == CONSTANT
+
+
 cdef int refuse_changed_numbers(Node* node) except -1:
     """Raise RuntimeError if backward would mix the numbers of the forward with later ones."""
     cdef Block* y = block_of(node)
     cdef int i
-    if y.op >= LINEAR and y.op != CROSS_ENTROPY:  # the others pass gradients on without them
+    # The others pass gradients on without them.
+    if y.op >= MATRIX_MULTIPLY and y.op != CROSS_ENTROPY and not is_scaled(y):
         for i in range(y.n_inputs):
             if y.seen[i] != owner_of(y.inputs[i]).version:
                 refuse(checks.changed_since_forward, (NAMES[y.op], "was computed from"))
-    if (y.op == SOFTMAX or y.op == ATTENTION_WEIGHTS) and y.version != y.made:
+    if y.version != y.made and (y.op == SOFTMAX or y.op == ATTENTION_WEIGHTS
+                                or y.op == MATRIX_EXP or y.op == MATRIX_TANH):
         refuse(checks.changed_since_forward, (NAMES[y.op], "gave"))
     return 0
 
@@ -370,7 +387,8 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
     if node.mark:
         raise RuntimeError(BUSY)
     if node.kind == BLOCK and block_of(node).detached:
-        need_grad(node)
+        if block_of(node).op != CONSTANT:
+            need_grad(node)
         return 0
     if walk.depth == walk.stack_capacity:
         grow(<void**>&walk.stack, &walk.stack_capacity, sizeof(Frame))

@@ -89,25 +89,11 @@ static void add_to(double *RESTRICT dx, const double *RESTRICT dy, Index size)
         dx[i] += dy[i];
 }
 
-static void pass_on(double *dx, int first, const double *dy, Index size)
-{
-    if (first)
-        memcpy(dx, dy, (size_t)size * sizeof(double));
-    else
-        add_to(dx, dy, size);
-}
-
 static void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T,
                                Index n)
 {
     for (Index t = 0; t < T; t++)
         add_to(dtable + ids[t] * n, dy + t * n, n);
-}
-
-static void add_forward(double *RESTRICT y, const double *a, const double *b, Index size)
-{
-    for (Index i = 0; i < size; i++)
-        y[i] = a[i] + b[i];
 }
 
 static void relu_forward(double *RESTRICT y, const double *RESTRICT x, Index size)
@@ -126,6 +112,222 @@ static void relu_backward(double *RESTRICT dx, int first, const double *RESTRICT
         for (Index i = 0; i < size; i++)
             dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
 }
+
+/* The element-wise ops: a pair of kernels each for n adjacent entries, and one place, below the
+ * table, where rows that serve all rows are looked after. What is NULL is not used. forward
+ * returns whether Values would raise an error for one of the entries; then y is of no use. */
+typedef struct {
+    int (*forward)(double *RESTRICT y, const double *a, const double *b, Index n);
+    void (*backward)(double *da, int first_a, double *db, int first_b, const double *dy,
+                     const double *y, const double *a, const double *b, Index n);
+} Elementwise;
+
+/* Pass a gradient on to x, a or b, if it has one. One after the other: they may be the same. */
+#define PASS_ON(x, gradient) \
+    do { \
+        double *RESTRICT place = d##x; \
+        if (place && first_##x) \
+            for (Index i = 0; i < n; i++) \
+                place[i] = gradient; \
+        else if (place) \
+            for (Index i = 0; i < n; i++) \
+                place[i] += gradient; \
+    } while (0)
+/* y = f(a), four entries at a time */
+#define IN_VECTORS(f) \
+    do { \
+        Index whole = n - n % 4; \
+        for (Index i = 0; i < whole; i += 4) \
+            put(y + i, f(at(a + i))); \
+        if (whole < n) \
+            put_first(y + whole, f(at_first(a + whole, n - whole, 0.0)), n - whole); \
+    } while (0)
+#define FORWARD(op) \
+    static int op##_forward(double *RESTRICT y, const double *a, const double *b, Index n)
+#define BACKWARD(op) \
+    static void op##_backward(double *da, int first_a, double *db, int first_b, \
+                              const double *dy, const double *y, const double *a, \
+                              const double *b, Index n)
+
+FORWARD(add)
+{
+    for (Index i = 0; i < n; i++)
+        y[i] = a[i] + b[i];
+    return 0;
+}
+
+BACKWARD(add)
+{
+    PASS_ON(a, dy[i]);
+    PASS_ON(b, dy[i]);
+}
+
+FORWARD(subtract)
+{
+    for (Index i = 0; i < n; i++)
+        y[i] = a[i] - b[i];
+    return 0;
+}
+
+BACKWARD(subtract)
+{
+    PASS_ON(a, dy[i]);
+    PASS_ON(b, -dy[i]);
+}
+
+FORWARD(multiply)
+{
+    for (Index i = 0; i < n; i++)
+        y[i] = a[i] * b[i];
+    return 0;
+}
+
+BACKWARD(multiply)
+{
+    PASS_ON(a, b[i] * dy[i]);
+    PASS_ON(b, a[i] * dy[i]);
+}
+
+/* Whether x ** exponent is an error in Python. */
+static int power_fails(double x, double exponent)
+{
+    return !isfinite(pow(x, exponent)) && isfinite(x) && isfinite(exponent);
+}
+
+FORWARD(divide)
+{
+    int tiny = 0, fails = 0;
+    for (Index i = 0; i < n; i++) {
+        y[i] = a[i] / b[i];
+        tiny |= fabs(b[i]) < 1e-150;
+    }
+    for (Index i = 0; tiny && i < n; i++)
+        fails |= power_fails(b[i], -2.0); /* the local gradient of b ** -1 */
+    return fails;
+}
+
+BACKWARD(divide)
+{
+    PASS_ON(a, dy[i] / b[i]);
+    PASS_ON(b, -dy[i] * (y[i] / b[i]));
+}
+
+/* b is one number. The second and the third power are products, a few units in the last place
+ * from pow and many times as fast; their local gradients are finite where they are. */
+FORWARD(power)
+{
+    double exponent = b[0];
+    int large = 0, fails = 0;
+    if (exponent == 2.0 || exponent == 3.0) {
+        for (Index i = 0; i < n; i++) {
+            y[i] = exponent == 2.0 ? a[i] * a[i] : a[i] * a[i] * a[i];
+            large |= !(fabs(y[i]) < 1e300);
+        }
+        for (Index i = 0; large && i < n; i++)
+            if (!(fabs(y[i]) < 1e300)) {
+                y[i] = pow(a[i], exponent);
+                fails |= power_fails(a[i], exponent);
+            }
+        return fails;
+    }
+    for (Index i = 0; i < n; i++) {
+        y[i] = pow(a[i], exponent);
+        if (!(fabs(y[i]) < 1e300) || !(fabs(y[i] / a[i]) < 1e300))
+            fails |= power_fails(a[i], exponent) || power_fails(a[i], exponent - 1.0);
+    }
+    return fails;
+}
+
+BACKWARD(power)
+{
+    double exponent = b[0];
+    if (exponent == 2.0)
+        PASS_ON(a, 2.0 * a[i] * dy[i]);
+    else if (exponent == 3.0)
+        PASS_ON(a, 3.0 * (a[i] * a[i]) * dy[i]);
+    else
+        PASS_ON(a, exponent * pow(a[i], exponent - 1.0) * dy[i]);
+}
+
+FORWARD(exp)
+{
+    int outside = 0, fails = 0;
+    IN_VECTORS(exp_moderate);
+    for (Index i = 0; i < n; i++)
+        outside |= !(fabs(a[i]) <= 708.0);
+    for (Index i = 0; outside && i < n; i++)
+        if (!(fabs(a[i]) <= 708.0)) {
+            y[i] = exp(a[i]);
+            fails |= isinf(y[i]) && !isinf(a[i]);
+        }
+    return fails;
+}
+
+BACKWARD(exp) { PASS_ON(a, y[i] * dy[i]); }
+
+FORWARD(log)
+{
+    int fails = 0;
+    for (Index i = 0; i < n; i++) {
+        y[i] = log(a[i]);
+        fails |= a[i] <= 0.0;
+    }
+    return fails;
+}
+
+BACKWARD(log) { PASS_ON(a, 1.0 / a[i] * dy[i]); }
+
+FORWARD(tanh)
+{
+    IN_VECTORS(tanh_of);
+    return 0;
+}
+
+BACKWARD(tanh) { PASS_ON(a, (1.0 - y[i] * y[i]) * dy[i]); }
+
+#define PAIR(op) {op##_forward, op##_backward}
+static const Elementwise elementwise[] = {
+    /* in the order of the Ops in _memory.pxi */
+    PAIR(add), PAIR(subtract), PAIR(multiply), PAIR(divide),
+    PAIR(power), PAIR(exp), PAIR(log), PAIR(tanh),
+};
+#undef PAIR
+#undef PASS_ON
+#undef IN_VECTORS
+#undef FORWARD
+#undef BACKWARD
+
+/* Row t of x, which has `rows` rows of n; or its only row, or NULL. */
+#define ROW(x, rows) ((x) && (rows) > 1 ? (x) + t * n : (x))
+
+static int elementwise_forward(int op, double *y, const double *a, const double *b, Index T,
+                               Index n, Index a_rows, Index b_rows)
+{
+    if (!b || a_rows == b_rows)
+        return elementwise[op].forward(y, a, b, T * n);
+    int fails = 0;
+    for (Index t = 0; t < T; t++)
+        fails |= elementwise[op].forward(y + t * n, ROW(a, a_rows), ROW(b, b_rows), n);
+    return fails;
+}
+
+/* The gradient of a row that serves all rows is a sum in the order of the rows. */
+static void elementwise_backward(int op, double *da, int first_a, double *db, int first_b,
+                                 const double *dy, const double *y, const double *a,
+                                 const double *b, Index T, Index n, Index a_rows, Index b_rows)
+{
+    if (!b || a_rows == b_rows)
+        elementwise[op].backward(da, first_a, db, first_b, dy, y, a, b, T * n);
+    else
+        for (Index t = 0; t < T; t++) {
+            elementwise[op].backward(ROW(da, a_rows), first_a, ROW(db, b_rows), first_b,
+                                     dy + t * n, y + t * n, ROW(a, a_rows), ROW(b, b_rows), n);
+            first_a = first_a && a_rows > 1;
+            first_b = first_b && b_rows > 1;
+        }
+}
+
+#undef ROW
 
 /* y (rows, cols): the dot products of rows of x with rows of w; cols is at most 4. */
 #if defined(MICROGPT_AVX512)
@@ -896,8 +1098,8 @@ const Kernels THESE = {
     LEVEL,
     embedding_forward,
     embedding_backward,
-    add_forward,
-    pass_on,
+    elementwise_forward,
+    elementwise_backward,
     linear_forward,
     linear_backward_x,
     linear_backward_w,

@@ -23,8 +23,14 @@ typedef struct {
     void (*embedding_backward)(double *dtable, const double *dy, const Index *ids, Index T,
                                Index n);
 
-    void (*add_forward)(double *y, const double *a, const double *b, Index size);
-    void (*pass_on)(double *dx, int first, const double *dy, Index size);
+    /* Element-wise, y (T, n) = a op b; op is a place in the table of _kernels.c. a and b have T
+     * rows, or one that serves all; b may be NULL if the op has one input, and so may the
+     * gradient of a constant. Returns whether Values would raise an error for an entry. */
+    int (*elementwise_forward)(int op, double *y, const double *a, const double *b, Index T,
+                               Index n, Index a_rows, Index b_rows);
+    void (*elementwise_backward)(int op, double *da, int first_a, double *db, int first_b,
+                                 const double *dy, const double *y, const double *a,
+                                 const double *b, Index T, Index n, Index a_rows, Index b_rows);
 
     /* x (T, nin), w (nout, nin) -> y (T, nout); scratch: linear_workspace_size doubles */
     void (*linear_forward)(double *y, double *scratch, const double *x, const double *w, Index T,

@@ -27,6 +27,7 @@ cdef enum Kind:
     POW  # POW to CUSTOM1: one child, left
     EXP
     LOG
+    TANH
     RELU
     CUSTOM1
     CUSTOM  # any number of children, in right as Many*
@@ -35,16 +36,26 @@ cdef enum Kind:
     BLOCK  # right: Block*
 
 
-cdef tuple LABELS = ("", "+", "*", "", "**", "exp", "log", "relu", "", "", "", "mean", "")
+cdef tuple LABELS = (
+    "", "+", "*", "", "**", "exp", "log", "tanh", "relu", "", "", "", "mean", "",
+)
 
 
 cdef enum Op:
     NONE  # a leaf
+    CONSTANT  # a number, once for each column: it gets no gradient
     VIEW  # rows of inputs[0], sharing its numbers and gradients
     LOAD  # only in a recorded graph: no numbers, inputs[1] is copied into inputs[0]
     PACK
     EMBEDDING
-    MATRIX_ADD
+    MATRIX_ADD  # from here to MATRIX_TANH in the order of the element-wise table of _kernels.c
+    MATRIX_SUBTRACT
+    MATRIX_MULTIPLY  # from here on backward reads the numbers of the inputs
+    MATRIX_DIVIDE  # from here to MATRIX_LOG a number can be an error
+    MATRIX_POWER
+    MATRIX_EXP
+    MATRIX_LOG
+    MATRIX_TANH
     LINEAR
     RMSNORM
     MATRIX_RELU
@@ -55,9 +66,18 @@ cdef enum Op:
 
 
 cdef tuple NAMES = (
-    "", "", "", "pack", "embedding", "+", "linear", "rmsnorm", "relu", "softmax", "attention",
-    "attention_weights", "cross_entropy",
+    "", "", "", "", "pack", "embedding", "+", "-", "*", "/", "**", "exp", "log", "tanh", "linear",
+    "rmsnorm", "relu", "softmax", "attention", "attention_weights", "cross_entropy",
 )
+
+
+cdef inline bint is_elementwise(uint8_t op) noexcept nogil:
+    return MATRIX_ADD <= op <= MATRIX_TANH
+
+
+cdef inline bint can_fail(uint8_t op) noexcept nogil:
+    """Whether the op raises an error where a number is one for Values."""
+    return MATRIX_DIVIDE <= op <= MATRIX_LOG
 
 
 cdef struct Node:  # 64 bytes

@@ -240,6 +240,7 @@ cdef class _Graph:
     cdef bint known  # nothing was done that cannot be done again, and all parts fit together
     cdef bint fixed_rows
     cdef bint loads  # into a Matrix that others may look at meanwhile
+    cdef bint can_fail  # by an error that depends on numbers
     cdef bint busy
 
     def __cinit__(self, arguments):
@@ -282,6 +283,8 @@ cdef class _Graph:
                 self.known = False
             if block.op == VIEW and step_of(block.inputs[0], self) is not NULL:
                 self.fixed_rows = True
+            if can_fail(block.op):
+                self.can_fail = True
         self.n += 1
         return 0
 
@@ -334,7 +337,35 @@ cdef class _Graph:
                     step.refs += 1
                 elif owner_of(child).op > VIEW:
                     self.known = False  # computed by something that was not noted
+        self.known = self.known and self.can_begin_again()
         return 0
+
+    cdef bint can_begin_again(self) noexcept:
+        """Whether a call that ends in an error can be made once more from the start.
+
+        Not if it loaded into numbers that it had read before.
+        """
+        cdef Py_ssize_t i, j, k
+        cdef Block* step
+        cdef Block* loaded
+        if not (self.loads and self.can_fail):
+            return True
+        for i in range(self.n):
+            if self.steps[i].node.kind != BLOCK or block_of(self.steps[i].node).op != LOAD:
+                continue
+            loaded = owner_of(block_of(self.steps[i].node).inputs[0])
+            for j in range(i + 1):
+                if self.steps[j].node.kind == MEAN:
+                    if owner_of(self.steps[j].node.left) is loaded:
+                        return False
+                    continue
+                step = block_of(self.steps[j].node)
+                if step.op == VIEW:
+                    continue
+                for k in range(step.op == LOAD, step.n_inputs):
+                    if owner_of(step.inputs[k]) is loaded:
+                        return False
+        return True
 
     cdef bint can_be_reached(self, bint result_is_held) noexcept:
         """Whether anything but the graph, and the holder of its result, refers to a part of it."""
@@ -420,28 +451,29 @@ cdef class _Graph:
                 self.entries += y.rows * y.cols + y.n_saved
         return True
 
-    cdef int forward(self) except -1:
+    cdef bint forward(self) except -1:
+        """Compute all steps; return False if one of them meets what is an error for Values."""
         cdef Py_ssize_t i
         cdef uint16_t number
+        cdef bint done
         for i in range(self.n):
             if self.steps[i].node.mark:
                 raise RuntimeError(BUSY)
         if self.entries < LONG_TRAVERSAL or self.loads:
-            forward_steps(self.steps, self.n)
-            return 0
+            return forward_steps(self.steps, self.n)
         number = take_number()
         self.busy = True
         for i in range(self.n):
             self.steps[i].node.mark = number
             hold(self.steps[i].node, 1)
         with nogil:
-            forward_steps(self.steps, self.n)
+            done = forward_steps(self.steps, self.n)
         for i in range(self.n):
             self.steps[i].node.mark = 0
             hold(self.steps[i].node, -1)
         self.busy = False
         numbers_in_use[number] = False
-        return 0
+        return done
 
 
 cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
@@ -451,9 +483,13 @@ cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
     cdef Py_ssize_t a = rows_after(inputs[0], graph), b, i
     for i in range(1, y.n_inputs):
         b = rows_after(inputs[i], graph)
-        if y.op == LOAD or y.op == MATRIX_ADD:
+        if y.op == LOAD:
             if a != b:
                 return -1
+        elif is_elementwise(y.op):  # as for a call: a single row serves all rows
+            if a != b and a != 1 and b != 1:
+                return -1
+            a = max(a, b)
         elif y.op == ATTENTION or y.op == ATTENTION_WEIGHTS:
             if a > b or b != rows_after(inputs[1], graph):
                 return -1
@@ -472,15 +508,17 @@ cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:
     return y.n_head * a if y.op == ATTENTION_WEIGHTS else a
 
 
-cdef void forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
+cdef bint forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
+    """Compute the nodes; return False, before the end, if one meets what is an error."""
     cdef Py_ssize_t i
     cdef Node* node
     for i in range(n):
         node = steps[i].node
         if node.kind == MEAN:
             node.data = mean_forward(block_of(node.left).data, size_of(node.left))
-        else:
-            block_forward(node)
+        elif block_forward(node):
+            return False
+    return True
 
 
 cdef enum:
@@ -531,9 +569,10 @@ cdef class Replay:
         if graph.busy:
             raise RuntimeError(BUSY)
         # A result that somebody still holds keeps its graph; the next one gets its own.
-        # From here to the result no Python runs, not even that of a key.
-        if graph.known and not graph.can_be_reached(False) and graph.load(ids):
-            graph.forward()
+        # From here to the result no Python runs, not even that of a key. An error is left to
+        # the function itself, which may expect it.
+        if (graph.known and not graph.can_be_reached(False) and graph.load(ids)
+                and graph.forward()):
             return matrix_of(graph.root) if graph.root.kind == BLOCK else value_of(graph.root)
         graph = None
         self.graphs.pop(key, None)

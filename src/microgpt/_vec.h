@@ -115,6 +115,7 @@ INLINE vec plus_product(vec sum, vec a, vec b) { return add(sum, times(a, b)); }
 
 INLINE reg larger_part(reg a, reg b) { return a > b ? a : b; }
 INLINE reg exp_part(reg x) { return x < -708.0 ? 0.0 : exp(x); }
+INLINE reg tanh_part(reg x) { return tanh(x); }
 
 INLINE void transpose(vec x[4])
 {
@@ -151,6 +152,29 @@ INLINE reg exp_part(reg x)
     reg sum = a + r4 * (b + r4 * (c + r4 * d));
     reg power = (reg)((ireg)biased << 52);
     return (reg)((ireg)(sum * power) & ~(x < SPREAD(-708.0)));
+}
+
+/* tanh |x| = q / (q + 2) with q = exp(2 |x|) - 1. With k and r as above, and p the Taylor sum
+ * without its 1, q is 2^k p + (2^k - 1), so that nothing cancels near 0. From 20 on the result is
+ * 1. NaN stays NaN. */
+INLINE reg tanh_part(reg x)
+{
+    const reg shift = SPREAD(0x1.8p52 + 1023.0);
+    ireg sign = (ireg)x & (ireg)SPREAD(-0.0), large = (reg)((ireg)x ^ sign) > SPREAD(20.0);
+    reg size = (reg)(((ireg)SPREAD(20.0) & large) | (((ireg)x ^ sign) & ~large));
+    reg twice = size + size;
+    reg biased = twice * 0x1.71547652b82fep0 + shift;
+    reg k = biased - shift;
+    reg r = (twice - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33;
+    reg r2 = r * r, r4 = r2 * r2;
+    reg a = r2 * (1.0 / 2 + r * (1.0 / 6));
+    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
+    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
+    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0);
+    reg p = r + (a + r4 * (b + r4 * (c + r4 * d)));
+    reg power = (reg)((ireg)biased << 52);
+    reg q = power * p + (power - 1.0);
+    return (reg)((ireg)(q / (q + 2.0)) | sign);
 }
 
 #if defined(MICROGPT_AVX2)
@@ -195,6 +219,17 @@ INLINE vec exp_negative(vec x)
 {
     for (int i = 0; i < PARTS; i++)
         x.part[i] = exp_part(x.part[i]);
+    return x;
+}
+
+/* exp(x) for x from -708 to 708, to 3.2e-16 relative. */
+INLINE vec exp_moderate(vec x) { return exp_negative(x); }
+
+/* tanh(x) to 4 units in the last place */
+INLINE vec tanh_of(vec x)
+{
+    for (int i = 0; i < PARTS; i++)
+        x.part[i] = tanh_part(x.part[i]);
     return x;
 }
 
