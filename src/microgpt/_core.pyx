@@ -840,8 +840,12 @@ cdef inline Py_ssize_t cols_in(Matrix x) noexcept:
     return block_of(x.node).cols
 
 
+cdef inline bint same_shape(Node* a, Node* b) noexcept:
+    return block_of(a).rows == block_of(b).rows and block_of(a).cols == block_of(b).cols
+
+
 cdef inline bint alike(Matrix a, Matrix b) noexcept:
-    return rows_in(a) == rows_in(b) and cols_in(a) == cols_in(b)
+    return same_shape(a.node, b.node)
 
 
 cdef tuple shape_of(Matrix x):
@@ -1156,85 +1160,93 @@ cdef inline double* changing(Matrix x) except NULL:
     return block_of(x.node).data
 
 
+cdef Node* node_of(object x) except NULL:
+    if not isinstance(x, Matrix):
+        raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
+    return (<Matrix>x).node
+
+
 @cython.final
-cdef class _AdamStep:
-    """One checked step. Taking it needs no memory and runs no Python but setting the count."""
+cdef class _Moments:
+    """The parameters of an Adam and their moments, checked."""
 
-    cdef object adam, next_step
-    cdef tuple params, m, v  # not lists, which what sets the step could get hold of
-    cdef AdamRates rates
+    cdef tuple params, m, v  # not lists, which what sets the count could get hold of
+    cdef Node** nodes  # of a parameter, its m and its v, and so on
+    cdef Py_ssize_t n
 
-    def __cinit__(self, adam, lr):
-        cdef double correction1, correction2
-        cdef Matrix param
-        self.adam = adam
-        self.params, self.m, self.v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
-        step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
-        if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
-                and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
-                and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
-                and eps > 0.0):  # else nothing is left to check
-            step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
-        self.next_step = step + 1
-        self.rates.beta1, self.rates.beta2 = beta1, beta2
-        correction1 = 1.0 - pow(self.rates.beta1, <double>self.next_step)
-        correction2 = 1.0 - pow(self.rates.beta2, <double>self.next_step)
-        # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
-        self.rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
-        self.rates.eps_hat = <double>eps * sqrt(correction2)
-        if not self.shapes_fit():
-            refuse(checks.adam_shapes, tuple([
-                [shape_of(x) for x in matrices] for matrices in (self.params, self.m, self.v)
-            ]))
-        for param in self.params:
-            need_grad(param.node)
-
-    cdef bint shapes_fit(self) except -1:
-        cdef Matrix param, first, second
+    def __cinit__(self, adam):
         cdef Py_ssize_t i
-        for matrices in (self.params, self.m, self.v):
-            for x in <tuple>matrices:
-                if not isinstance(x, Matrix):
-                    raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
-        if not len(self.params) == len(self.m) == len(self.v):
-            return False
-        for i in range(len(self.params)):
-            param, first, second = self.params[i], self.m[i], self.v[i]
-            if not (alike(param, first) and alike(param, second)):
-                return False
-        return True
+        cdef Node** three
+        self.params, self.m, self.v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
+        self.n = len(self.params)
+        if not len(self.m) == len(self.v) == self.n:
+            self.refuse_shapes()
+        self.nodes = <Node**>allocate((3 * self.n + 1) * sizeof(Node*))
+        for i in range(self.n):
+            three = self.nodes + 3 * i
+            three[0] = node_of(self.params[i])
+            three[1], three[2] = node_of(self.m[i]), node_of(self.v[i])
+            if not (same_shape(three[0], three[1]) and same_shape(three[0], three[2])):
+                self.refuse_shapes()
+            need_grad(three[0])
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.nodes)
+
+    cdef int refuse_shapes(self) except -1:
+        shapes = [[], [], []]
+        for matrices, found in zip((self.params, self.m, self.v), shapes):
+            for x in matrices:
+                node_of(x)
+                found.append(shape_of(x))
+        return refuse(checks.adam_shapes, tuple(shapes))
 
     cdef int require_unused(self) except -1:
         """Raise RuntimeError if a thread computes with a block that is about to change."""
         cdef Py_ssize_t i
-        for i in range(len(self.params)):
-            require_unused((<Matrix>self.params[i]).node)
-            require_unused((<Matrix>self.m[i]).node)
-            require_unused((<Matrix>self.v[i]).node)
+        for i in range(3 * self.n):
+            require_unused(self.nodes[i])
         return 0
 
-    cdef int take(self) except -1:
-        """Count the step and update the parameters."""
-        cdef Py_ssize_t i
-        cdef Block* p
-        cdef Matrix param, m, v
-        self.adam.step = self.next_step  # first: if it is refused, nothing has changed
-        try:
-            self.require_unused()
-        except:
-            self.adam.step = self.next_step - 1
-            raise
-        # From here to the end no other thread runs.
-        for i in range(len(self.params)):
-            param, m, v = self.params[i], self.m[i], self.v[i]
-            p = block_of(param.node)
-            adam_kernel(p.data, gradient(p), block_of(m.node).data, block_of(v.node).data,
-                        &self.rates, size_of(param.node))
-            clear_grad(p)
-            numbers_change(param.node)
-            numbers_change(m.node)
-            numbers_change(v.node)
-        return 0
+
+cdef object next_step(object adam, object lr, AdamRates* rates):
+    """Return the number of the step to take, and set its rates."""
+    cdef double correction1, correction2
+    step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
+    if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
+            and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
+            and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
+            and eps > 0.0):  # else nothing is left to check
+        step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+    step = step + 1
+    rates.beta1, rates.beta2 = beta1, beta2
+    correction1 = 1.0 - pow(rates.beta1, <double>step)
+    correction2 = 1.0 - pow(rates.beta2, <double>step)
+    # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
+    rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
+    rates.eps_hat = <double>eps * sqrt(correction2)
+    return step
+
+
+cdef int take_step(object adam, object step, _Moments moments, const AdamRates* rates) except -1:
+    """Count a step and update the parameters."""
+    cdef Py_ssize_t i
+    cdef Node** nodes = moments.nodes
+    cdef Block* p
+    adam.step = step  # first: if it is refused, nothing has changed
+    try:
+        moments.require_unused()
+    except:
+        adam.step = step - 1
+        raise
+    for i in range(moments.n):  # without Python, so no other thread runs
+        p = block_of(nodes[3 * i])
+        adam_kernel(p.data, gradient(p), block_of(nodes[3 * i + 1]).data,
+                    block_of(nodes[3 * i + 2]).data, rates, size_of(nodes[3 * i]))
+        clear_grad(p)
+    for i in range(3 * moments.n):
+        numbers_change(nodes[i])
+    return 0
 
 
 def adam_update(adam, lr):
@@ -1249,16 +1261,20 @@ def adam_update(adam, lr):
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    cdef _AdamStep step = _AdamStep.__new__(_AdamStep, adam, lr)
+    cdef AdamRates rates
+    cdef _Moments moments = _Moments.__new__(_Moments, adam)
+    step = next_step(adam, lr, &rates)
     numbers_are_read()  # a replay would not run it
-    step.take()
+    take_step(adam, step, moments, &rates)
 
 
 def adam_minimize(Value loss not None, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
-    cdef _AdamStep step = _AdamStep.__new__(_AdamStep, adam, lr)
+    cdef AdamRates rates
+    cdef _Moments moments = _Moments.__new__(_Moments, adam)
+    step = next_step(adam, lr, &rates)
     backward_from(loss.node)
-    step.take()
+    take_step(adam, step, moments, &rates)
 
 
 class no_grad(ContextDecorator):

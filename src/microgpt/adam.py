@@ -23,9 +23,9 @@ class Adam:
         beta2: float = 0.99,
         eps: float = 1e-8,
     ) -> None:
-        self.params = list(params)
-        self.m = [Matrix(*p.shape) for p in self.params]
-        self.v = [Matrix(*p.shape) for p in self.params]
+        self.params = tuple(params)
+        self.m = tuple(Matrix(*p.shape) for p in self.params)
+        self.v = tuple(Matrix(*p.shape) for p in self.params)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.step = 0
 

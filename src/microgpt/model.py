@@ -261,13 +261,14 @@ class GPT:
 
     def pack(self, docs: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
         """Return tokens, targets and first rows of docs, one after another without padding."""
+        block_size = self.config.block_size
         tokens: list[int] = []
         targets: list[int] = []
         starts: list[int] = []
         for doc in docs:
             if len(doc) < 2:
                 raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
-            n = min(self.config.block_size, len(doc) - 1)
+            n = min(len(doc) - 1, block_size)
             starts.append(len(tokens))
             tokens += doc[:n]
             targets += doc[1 : n + 1]

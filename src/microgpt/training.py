@@ -123,17 +123,17 @@ class Run:
         Those of a stream are windows, drawn by a generator seeded with seed and step.
         Raises ValueError if the run has no documents.
         """
-        if not self.documents:
+        docs, n, config = self.documents, len(self.documents), self.config
+        size, length = config.batch_size, self.model.config.block_size
+        if not docs:
             raise ValueError("the run was loaded without its documents: use load(path, docs)")
-        docs, length = self.documents, self.model.config.block_size
-        numbers = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-        if self.config.unit == "stream":
+        if config.unit == "stream":
             [text] = docs
-            rng, last = Random(f"{self.config.seed}/{step}"), max(0, len(text) - length)
-            places = [rng.randint(0, last) for _ in numbers]
+            rng, last = Random(f"{config.seed}/{step}"), max(0, len(text) - length)
+            places = [rng.randint(0, last) for _ in range(size)]
             return [self.encode(text[place : place + length]) for place in places]
-        encode, n = self.tokenizer.encode, len(docs)
-        return [encode(docs[i % n])[: length + 1] for i in numbers]
+        encode = self.tokenizer.encode
+        return [encode(docs[i % n][:length]) for i in range(step * size, (step + 1) * size)]
 
     def encode(self, doc: str) -> list[int]:
         """Return the token ids of a document, or of a window of a stream, which no BOS ends."""
@@ -209,10 +209,12 @@ def train_step(run: Run) -> float:
     no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
     finite; the parameters are then unchanged.
     """
-    if run._step_lock.locked():
+    if not run._step_lock.acquire(blocking=False):
         raise RuntimeError("another thread is taking a step of this run")
-    with run._step_lock:
+    try:
         return _take_step(run)
+    finally:
+        run._step_lock.release()
 
 
 def _take_step(run: Run) -> float:
@@ -239,8 +241,9 @@ def _take_step(run: Run) -> float:
             del run.losses[n:]
             run.adam.zero_grad()
         raise
-    run.tokens += len(tokens)
-    run.seconds += perf_counter() - start
+    progress = vars(run)  # what guards the parts of a run takes as long as its embeddings
+    progress["tokens"] += len(tokens)
+    progress["seconds"] += perf_counter() - start
     return run.losses[-1]
 
 
