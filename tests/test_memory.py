@@ -194,6 +194,32 @@ def test_a_large_graph_gives_its_memory_back(compiled):
     assert grown < 64 * 2**20  # the graph took 128 MiB; 16 MiB of it are kept for the next
 
 
+def test_a_training_asks_the_system_for_no_memory_and_gives_back_what_it_had(compiled):
+    """Buffers of every size are used again, and large ones freed when the run ends."""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc to measure memory")
+    code = """
+    import gc, resource
+    import microgpt as mg
+    from microgpt._core import _spare_bytes
+
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    docs = ["".join(chr(97 + (i * j) % 26) for j in range(40 + i)) for i in range(20)]
+    run = mg.prepare(docs, steps=200, n_embd=64, block_size=64, batch_size=20)
+    for _ in range(20):
+        mg.train_step(run)
+    before = faults()
+    for _ in range(20):
+        mg.train_step(run)
+    print(faults() - before < 20 * 10)  # a block of the MLP alone is 600 pages
+    del run
+    print(_spare_bytes() < 16 * 2**20)
+    """
+    assert output_of(textwrap.dedent(code), compiled) == ["True", "True"]
+
+
 def test_nodes_left_alive_here_and_there_do_not_stop_the_reuse_of_the_rest(compiled):
     """Every thousandth node survives its graph, for ever; the places of the others are reused."""
     if not os.path.exists("/proc/self/statm"):

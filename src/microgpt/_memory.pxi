@@ -360,8 +360,9 @@ cdef inline void free_node(Node* node) noexcept:
 
 
 cdef enum:
-    N_CLASSES = 15  # buffers of 8, 16, ... 131,072 doubles wait for reuse; larger ones do not
-    SPARE_DOUBLES = 1 << 23  # and 64 MiB of them at most
+    N_CLASSES = 21  # buffers of 8, 16, 32, ... doubles wait for reuse, up to
+    SPARE_DOUBLES = 1 << 23  # 64 MiB, and of all sizes together not more than that
+    LARGE_CLASS = 12  # from 32,768 doubles on they are given back when a Replay ends
 
 
 cdef void** spare_buffers[N_CLASSES]
@@ -369,10 +370,16 @@ cdef Py_ssize_t n_spare_doubles = 0
 
 
 cdef inline int size_class(Py_ssize_t n) noexcept:
+    """Return i such that 8 * 2**i is the least power of two that has room for n."""
     cdef int i = 0
     while i < N_CLASSES and (<Py_ssize_t>8 << i) < n:
         i += 1
     return i
+
+
+cdef inline Py_ssize_t capacity_for(Py_ssize_t n) noexcept:
+    """Return how many doubles a buffer for n has room for."""
+    return n if n > SPARE_DOUBLES else <Py_ssize_t>8 << size_class(n)
 
 
 cdef double* new_buffer(Py_ssize_t n) except NULL:
@@ -381,14 +388,13 @@ cdef double* new_buffer(Py_ssize_t n) except NULL:
     cdef int i = size_class(n)
     cdef void** raw
     cdef uintptr_t start
-    if i < N_CLASSES:
-        n = <Py_ssize_t>8 << i
-        if spare_buffers[i] is not NULL and not requests_until_failure:
-            raw = spare_buffers[i]
-            unpoison(raw, n * sizeof(double))
-            spare_buffers[i] = <void**>raw[0]
-            n_spare_doubles -= n
-            return <double*>raw
+    n = capacity_for(n)
+    if i < N_CLASSES and spare_buffers[i] is not NULL and not requests_until_failure:
+        raw = spare_buffers[i]
+        unpoison(raw, n * sizeof(double))
+        spare_buffers[i] = <void**>raw[0]
+        n_spare_doubles -= n
+        return <double*>raw
     if n > (PY_SSIZE_T_MAX - 128) // <Py_ssize_t>sizeof(double):
         raise MemoryError(f"no memory for {n} numbers")
     raw = <void**>allocate(n * sizeof(double) + 64 + sizeof(void*))
@@ -403,13 +409,33 @@ cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
         return
     cdef int i = size_class(n)
     cdef void** start = <void**>buffer
-    if i < N_CLASSES and n_spare_doubles < SPARE_DOUBLES:
+    n = capacity_for(n)
+    if n_spare_doubles + n <= SPARE_DOUBLES:
         start[0] = spare_buffers[i]
-        poison(start + 1, (<size_t>8 << i) * sizeof(double) - sizeof(void*))
+        poison(start + 1, n * sizeof(double) - sizeof(void*))
         spare_buffers[i] = start
-        n_spare_doubles += <Py_ssize_t>8 << i
+        n_spare_doubles += n
     else:
         PyMem_RawFree((start - 1)[0])
+
+
+cdef void give_back_large_buffers() noexcept:
+    """Return the spare buffers that are large to the system."""
+    global n_spare_doubles
+    cdef int i
+    cdef void** start
+    for i in range(LARGE_CLASS, N_CLASSES):
+        while spare_buffers[i] is not NULL:
+            start = spare_buffers[i]
+            unpoison(start, sizeof(void*))
+            spare_buffers[i] = <void**>start[0]
+            n_spare_doubles -= <Py_ssize_t>8 << i
+            PyMem_RawFree((start - 1)[0])
+
+
+def _spare_bytes():
+    """Return how much memory waits for reuse in buffers. For tests."""
+    return n_spare_doubles * sizeof(double)
 
 
 cdef Block* spare_blocks = NULL
@@ -462,7 +488,7 @@ cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
         return 0
     PyMem_RawFree(block.elements)
     block.elements = NULL
-    if size_class(n) != size_class(n_before) or size_class(n) == N_CLASSES:
+    if capacity_for(n) != capacity_for(n_before):
         free_buffer(block.data, n_before)
         free_buffer(block.grad, n_before)
         block.data = block.grad = NULL

@@ -550,6 +550,10 @@ cdef class Replay:
             raise TypeError("a Replay keeps its function: make another one")
         self.initialized = True
 
+    def __dealloc__(self):
+        self.graphs = None  # their buffers are spare now
+        give_back_large_buffers()
+
     def __reduce__(self):
         return Replay, (self.f,)
 
