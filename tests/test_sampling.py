@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 import microgpt as mg
-from microgpt.sampling import _argmax, _draw, _Sampler
+from microgpt import draw_token
+from microgpt.sampling import _Sampler
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(run):
     [once, again] = mg.generate(run, n=2, temperature=0, rng=rng)
     assert once == again
     assert rng.getstate() == state
-    assert _argmax([0.5, 2.0, -1.0, 2.0]) == 1
+    assert draw_token([0.5, 2.0, -1.0, 2.0], None) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-9, 1e-289, 1e-300, 5e-324])
@@ -57,7 +58,7 @@ def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
 
 def test_an_infinite_temperature_draws_every_token_alike(run):
     model = _Sampler(run.model, math.inf, None, None)
-    assert model._next_row([run.tokenizer.bos]) == pytest.approx([1 / 8] * 8)
+    assert model._probabilities([run.tokenizer.bos]).tolist()[0] == pytest.approx([1 / 8] * 8)
 
 
 def probabilities(logits, temperature):
@@ -70,11 +71,12 @@ def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(ru
     bos = run.tokenizer.bos
     model, tokens = _Sampler(run.model, temperature, None, None), [bos, 0, 3, 1]
     for attempt in range(3):  # the first computes and records, the others replay
-        model._cache.length = 0
         for i, token in enumerate(tokens):
+            model._cache.length = i
             logits = run.model.forward(tokens[: i + 1]).tolist()[i]
             expected = probabilities(logits, temperature)
-            assert model._next_row([token]) == pytest.approx(expected, rel=1e-12), attempt
+            [row] = model._replay([token], key=i).tolist()
+            assert row == pytest.approx(expected, rel=1e-12), attempt
 
 
 def test_replayed_and_computed_documents_are_the_same(run, monkeypatch):
@@ -99,7 +101,7 @@ def test_a_model_with_its_own_forward_is_run_for_every_token(run):
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     probs, n = probabilities([1.0, 2.0, 0.0], 0.7), 20_000
     rng = random.Random(5)
-    counts = Counter(_draw(probs, rng) for _ in range(n))
+    counts = Counter(draw_token(probs, rng) for _ in range(n))
     for token, p in enumerate(probs):
         deviation = math.sqrt(n * p * (1 - p))
         assert abs(counts[token] - n * p) < 4 * deviation
@@ -109,7 +111,7 @@ def test_the_draw_is_that_of_choices():
     probs = [0.1, 0.2, 0.3, 0.4]
     ours, theirs = random.Random(9), random.Random(9)
     for _ in range(200):
-        assert _draw(probs, ours) == theirs.choices(range(4), probs)[0]
+        assert draw_token(probs, ours) == theirs.choices(range(4), probs)[0]
 
 
 @pytest.mark.parametrize("temperature", [-0.1, math.nan])
@@ -140,7 +142,7 @@ def test_sampling_leaves_no_graph_and_no_gradients(run):
 
 def draws(probs, n=400, **options):
     rng = random.Random(2)
-    return Counter(_draw(probs, rng, **options) for _ in range(n))
+    return Counter(draw_token(probs, rng, **options) for _ in range(n))
 
 
 ALL = {0, 1, 2, 3}
@@ -174,7 +176,7 @@ def test_what_is_kept_is_drawn_in_the_old_proportions():
     assert counts[1] / counts[2] == pytest.approx(2, rel=0.1)
 
 
-def test_limits_that_keep_everything_change_no_draw(run):
+def test_limits_that_keep_everything_change_nodraw_token(run):
     plain = mg.generate(run, 5, rng=random.Random(1))
     assert mg.generate(run, 5, rng=random.Random(1), top_k=99, top_p=1.0) == plain
 

@@ -28,6 +28,8 @@ _MODULES = {
         "attention",
         "attention_weights",
         "cross_entropy",
+        "draw_token",
+        "draw_tokens",
         "embedding",
         "grad_enabled",
         "linear",

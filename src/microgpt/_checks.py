@@ -163,6 +163,12 @@ def temperature(x: Any) -> float:
     return result
 
 
+def finite_logits(total: float, least: float = -math.inf) -> None:
+    """Check the sum of logits, or of probabilities, of which it is at least `least`."""
+    if not (math.isfinite(total) and total >= least):
+        raise FloatingPointError("the model's logits are not finite")
+
+
 def one_target_per_row(rows: int, targets: int) -> None:
     if rows != targets:
         raise ValueError(f"{rows} rows of logits need as many targets, not {targets}")

@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
-from itertools import starmap
+from itertools import accumulate, starmap
 from typing import Any
 
 from . import _checks as checks
@@ -32,6 +32,8 @@ __all__ = [
     "attention",
     "attention_weights",
     "cross_entropy",
+    "draw_token",
+    "draw_tokens",
     "embedding",
     "grad_enabled",
     "linear",
@@ -368,6 +370,59 @@ class Replay:
 
     def __call__(self, *ids: list[int] | None, key: Hashable = None) -> Any:
         return self.f(*ids)
+
+
+def draw_token(
+    probs: Sequence[float], rng: Any, top_k: int | None = None, top_p: float | None = None
+) -> int:
+    """Return an index drawn with these probabilities as rng.choices draws it.
+
+    rng: a random.Random; None: return the index of the largest number, the first of several.
+    top_k: draw from this many of the largest probabilities only.
+    top_p: nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): draw from the fewest of the
+        largest probabilities that sum to at least this part of all; after top_k.
+    Of equal probabilities those with the lower indices are kept.
+
+    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0.
+    """
+    if rng is None:
+        checks.finite_logits(sum(probs))
+        return probs.index(max(probs))
+    if top_k is not None or top_p is not None:
+        likely = sorted(range(len(probs)), key=lambda i: -probs[i])[:top_k]
+        if top_p is not None:
+            sums = list(accumulate(probs[i] for i in likely))
+            likely = likely[: 1 + sum(total < top_p * sums[-1] for total in sums)]
+        kept = set(likely)
+        probs = [p if i in kept else 0.0 for i, p in enumerate(probs)]
+    sums = list(accumulate(probs))
+    checks.finite_logits(sums[-1], least=5e-324)
+    return rng.choices(range(len(probs)), cum_weights=sums)[0]
+
+
+def draw_tokens(
+    replay: Replay, cache: Any, token: int, end: int, stop: int, rng: Any,
+    top_k: int | None = None, top_p: float | None = None,
+) -> list[int]:  # fmt: skip
+    """Return the tokens drawn one after another, each fed to a model to draw the next.
+
+    replay: takes the list of one token and returns a Matrix whose last row `draw_token` draws
+        from; it is called with the position as key.
+    cache: its `length` is the position, set before and counted on with every token.
+    end: the position to end at. stop: the token after which to end; it is in the list then.
+    """
+    tokens = []
+    position = cache.length
+    while position < end:
+        cache.length = position
+        probs = replay([token], key=position).tolist()[-1]
+        position += 1
+        token = draw_token(probs, rng, top_k, top_p)
+        tokens.append(token)
+        if token == stop:
+            break
+    cache.length = position
+    return tokens
 
 
 def positions(

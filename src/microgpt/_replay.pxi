@@ -558,6 +558,9 @@ cdef class Replay:
         return Replay, (self.f,)
 
     def __call__(self, *ids, key=None):
+        return self.call(ids, key)
+
+    cdef object call(self, tuple ids, object key):
         cdef _Graph graph
         cdef Py_ssize_t kind = 2 + (no_grad_depth != 0)  # the leading 1 tells how many follow
         if tape is not NULL or len(ids) > MAX_ARGUMENTS:  # a part of what another one records
@@ -604,3 +607,125 @@ cdef class Replay:
                 self.graphs.clear()
             self.graphs[key] = graph
         return result
+
+
+cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
+                       object top_p) except -1:
+    """Return what `draw_token` does; random: the method of the generator, or None.
+
+    It may run any Python, so the numbers are kept by the caller, and none is read before it that
+    a decision after it needs.
+    """
+    cdef double total = 0.0, part, sum = 0.0
+    cdef Py_ssize_t i, best = 0, n_kept = n
+    cdef Py_ssize_t* likely = NULL
+    if random is None:
+        for i in range(n):
+            total += probs[i]
+            if probs[i] > probs[best]:
+                best = i
+        if not isfinite(total):
+            checks.finite_logits(total)
+        return best
+    if top_k is not None or top_p is not None:
+        limit = n if top_k is None else min(n, top_k)
+        part = 1.0 if top_p is None else top_p
+        likely = <Py_ssize_t*>allocate(n * sizeof(Py_ssize_t))
+        try:
+            sort_by_probability(likely, probs, n)
+            n_kept = limit
+            if top_p is not None:
+                for i in range(limit):
+                    total += probs[likely[i]]
+                n_kept = 1
+                for i in range(limit):
+                    sum += probs[likely[i]]
+                    n_kept += sum < part * total
+                n_kept = min(n_kept, limit)
+            for i in range(n_kept, n):
+                probs[likely[i]] = 0.0
+        finally:
+            PyMem_RawFree(likely)
+    total = 0.0
+    for i in range(n):
+        total += probs[i]
+    if not (isfinite(total) and total > 0.0):
+        checks.finite_logits(total, 5e-324)
+    part = <double>random() * total
+    sum = 0.0
+    for i in range(n - 1):
+        sum += probs[i]
+        if part < sum:
+            return i
+    return n - 1
+
+
+cdef void sort_by_probability(Py_ssize_t* indices, double* probs, Py_ssize_t n) noexcept:
+    """List 0 to n - 1, the largest probability first; equal ones in the order of the indices."""
+    cdef Py_ssize_t i, low, high, middle
+    for i in range(n):
+        low, high = 0, i
+        while low < high:
+            middle = (low + high) // 2
+            if probs[indices[middle]] < probs[i]:
+                high = middle
+            else:
+                low = middle + 1
+        memmove(indices + low + 1, indices + low, (i - low) * sizeof(Py_ssize_t))
+        indices[low] = i
+
+
+def draw_token(probs, rng, top_k=None, top_p=None):
+    """Return an index drawn with these probabilities as rng.choices draws it.
+
+    rng: a random.Random; None: return the index of the largest number, the first of several.
+    top_k: draw from this many of the largest probabilities only.
+    top_p: nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): draw from the fewest of the
+        largest probabilities that sum to at least this part of all; after top_k.
+    Of equal probabilities those with the lower indices are kept.
+
+    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0.
+    """
+    cdef tuple numbers = tuple(probs)
+    cdef Py_ssize_t i, n = len(numbers)
+    cdef double* row = new_buffer(n)
+    try:
+        for i in range(n):
+            row[i] = numbers[i]
+        return choose(row, n, None if rng is None else rng.random, top_k, top_p)
+    finally:
+        free_buffer(row, n)
+
+
+def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None, top_p=None):
+    """Return the tokens drawn one after another, each fed to a model to draw the next.
+
+    replay: takes the list of one token and returns a Matrix whose last row `draw_token` draws
+        from; it is called with the position as key.
+    cache: its `length` is the position, set before and counted on with every token.
+    end: the position to end at. stop: the token after which to end; it is in the list then.
+    """
+    cdef Matrix result
+    cdef double* probs
+    cdef Py_ssize_t n
+    cdef list tokens = []
+    random = None if rng is None else rng.random
+    position = cache.length
+    while position < end:
+        cache.length = position
+        result = replay.call(([token],), position)
+        position += 1
+        n = cols_in(result)
+        probs = new_buffer(n)  # which no Python can reach
+        try:
+            memmove(probs, block_of(result.node).data + (rows_in(result) - 1) * n,
+                    n * sizeof(double))
+            result = None  # so that its graph can be replayed
+            token = choose(probs, n, random, top_k, top_p)
+        finally:
+            free_buffer(probs, n)
+        tokens.append(token)
+        if token == stop:
+            break
+    cache.length = position
+    return tokens

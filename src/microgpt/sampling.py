@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import accumulate
 from random import Random
 
 from . import _checks as checks
-from .core import Matrix, Replay, no_grad, softmax
+from .core import Matrix, Replay, draw_token, draw_tokens, no_grad, softmax
 from .model import GPT, Cache
 from .training import Run
 
@@ -98,56 +96,25 @@ class _Sampler:
         pending = [bos, *tokens]  # what the model has not seen yet
         cache.length = 0
         while len(tokens) < length:
-            if cache.length + len(pending) > cache.block_size:  # continue with the latest half
-                cache.length = 0
+            room = cache.block_size - cache.length
+            if room < len(pending):  # continue with the latest half
+                cache.length, room = 0, cache.block_size
                 pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
-            row = self._next_row(pending)
-            token = _argmax(row) if self._greedy else _draw(row, rng, *self._limits)
-            if token == bos:
-                break
-            tokens.append(token)
-            pending = [token]
+            draw_from = None if self._greedy else rng
+            if len(pending) == 1 and self._replay is not None:  # the same loop, in the core
+                end = cache.length + min(room, length - len(tokens))
+                tokens += draw_tokens(
+                    self._replay, cache, pending[0], end, bos, draw_from, *self._limits
+                )
+            else:
+                row = self._probabilities(pending).tolist()[-1]
+                tokens.append(draw_token(row, draw_from, *self._limits))
+            if tokens[-1] == bos:
+                return tokens[:-1]
+            pending = tokens[-1:]
         return tokens
-
-    def _next_row(self, pending: list[int]) -> list[float]:
-        """Feed tokens to the model; return the probability of each next token, or its logit."""
-        position = self._cache.length
-        if len(pending) == 1 and self._replay is not None:
-            rows = self._replay(pending, key=position)
-        else:
-            rows = self._probabilities(pending)
-        self._cache.length = position + len(pending)
-        return rows.tolist()[-1]  # type: ignore[no-any-return]
 
     def _probabilities(self, tokens: Sequence[int]) -> Matrix:
         with no_grad():
             logits = self._model.forward(tokens, self._cache)
             return logits if self._greedy else softmax(logits, self._temperature)
-
-
-def _argmax(logits: list[float]) -> int:
-    """Return the token with the largest logit, the first of them if there are several."""
-    if not math.isfinite(sum(logits)):
-        raise FloatingPointError("the model's logits are not finite")
-    return logits.index(max(logits))
-
-
-def _draw(
-    probs: Sequence[float], rng: Random, top_k: int | None = None, top_p: float | None = None
-) -> int:
-    """Return a token drawn with these probabilities.
-
-    Of equally likely tokens top_k and top_p keep those with the lower ids.
-    """
-    if top_k is not None or top_p is not None:
-        likely = sorted(range(len(probs)), key=lambda token: -probs[token])[:top_k]
-        if top_p is not None:
-            needed = top_p * math.fsum(probs[token] for token in likely)
-            sums = accumulate(probs[token] for token in likely)
-            likely = likely[: 1 + sum(total < needed for total in sums)]
-        kept = set(likely)
-        probs = [p if token in kept else 0.0 for token, p in enumerate(probs)]
-    try:
-        return rng.choices(range(len(probs)), probs)[0]
-    except ValueError:  # choices refuses a sum that is not finite
-        raise FloatingPointError("the model's logits are not finite") from None
