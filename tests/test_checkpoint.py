@@ -527,13 +527,58 @@ def test_a_file_with_any_byte_of_its_header_changed_loads_or_is_refused(good, pa
 def test_a_header_that_lies_takes_no_memory(path):
     entry = {"dtype": "F64", "shape": [2**20, 2**20], "data_offsets": [0, 2**43]}
     path.write_bytes(joined({"wte": entry, "__metadata__": {"microgpt": "1"}}, b""))
+    load = mg.load  # its modules are imported here
     tracemalloc.start()
     try:
         with pytest.raises(ValueError):
-            mg.load(path)
+            load(path)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def blank(**sizes):
+    """Return a checkpoint of the letters a and b whose parameters are 0, whatever their number."""
+    config, state = mg.Config(3, **sizes), {"step": 0, "adam": [0.9, 0.99, 1e-8], "rng": RNG}
+    metadata = {
+        "microgpt": "2", "model": "GPT", "config": json.dumps(vars(config)), "alphabet": "ab",
+        "training": json.dumps(vars(mg.TrainConfig(batch_size=10**6))), "dataset": "",
+        "state": json.dumps({**state, "tokens": 0, "seconds": 0}), "dataset_sha256": AB,
+    }  # fmt: skip
+    header, end = {"__metadata__": metadata}, 0
+    for prefix in ("", "adam.m.", "adam.v."):
+        for name, (rows, cols) in config.shapes().items():
+            places = [end, end := end + 8 * rows * cols]
+            entry = {"dtype": "F64", "shape": [rows, cols], "data_offsets": places}
+            header[prefix + name] = entry
+    header["losses"] = {"dtype": "F64", "shape": [0], "data_offsets": [end, end]}
+    return joined(header, bytes(end))
+
+
+AB = mg.checksum(["ab"])
+SMALL = {"n_embd": 1, "n_head": 1}
+
+
+@pytest.mark.parametrize("sizes", [
+    {**SMALL, "n_layer": 300, "block_size": 10**5}, {**SMALL, "n_layer": 1000, "block_size": 10**5},
+])  # fmt: skip
+def test_no_cache_is_many_times_larger_than_the_file(sizes, path):
+    """Layers times positions: the file has only their sum."""
+    path.write_bytes(blank(**sizes))
+    assert path.stat().st_size < 10**7
+    run = mg.load(path)
+    if 2 * sizes["n_layer"] * 10**5 < 2**26:
+        mg.generate(run, 1, length=1)
+    else:
+        with pytest.raises(ValueError, match="a cache for block_size 100000 needs 2e\\+08 numbers"):
+            mg.generate(run, 1, length=1)
+
+
+def test_a_file_may_not_ask_for_a_step_that_fills_the_memory(path):
+    path.write_bytes(blank(block_size=64))
+    assert mg.load(path).config.batch_size == 10**6  # it can be sampled and scored
+    with pytest.raises(ValueError, match=f"{path}: a step of batch_size 1000000 needs"):
+        mg.load(path, ["ab"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from .files import named, one_line, printable
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import MAX_POSITIONS, Run, TrainConfig
+from .training import Run, TrainConfig
 
 FORMAT = 2  # raised when an older package would misread the file
 
@@ -148,7 +148,8 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
         f"{len(tokenizer.chars)} characters and BOS do not make vocab_size {config.vocab_size}",
     )
     training = _fields(TrainConfig, metadata["training"], "the training")
-    state = _state(metadata["state"], training.steps)
+    positions = training.batch_size * config.block_size
+    state = _state(metadata["state"], training.steps, positions)
     if model_class is GPT:  # before one of these sizes is made
         _check_shapes(reader.shapes, config.shapes(), state["step"])
     model = model_class(config, Random(0))
@@ -225,12 +226,15 @@ def _fields(config_class: type[Any], text: str, what: str) -> Any:
     return config_class(**settings)
 
 
-def _state(text: str, steps: int) -> dict[str, Any]:
-    """Return the checked progress of the training, with a generator as `rng`."""
+def _state(text: str, steps: int, positions: int) -> dict[str, Any]:
+    """Return the checked progress of the training, with a generator as `rng`.
+
+    positions: how many a step has at most.
+    """
     state = json_object(text, "the state")
     step, adam = state.get("step"), state.get("adam")
     state["step"] = checks.integer(step, "step", 0, steps)
-    most = state["step"] * MAX_POSITIONS  # so that it holds after further steps too
+    most = state["step"] * positions  # so that it holds after further steps too
     state["tokens"] = checks.integer(state.get("tokens"), "tokens", 0, most)
     state["seconds"] = checks.real(state.get("seconds"), "seconds")
     if not isinstance(adam, list) or len(adam) != 3:
