@@ -456,7 +456,8 @@ def test_wrong_use_of_what_keeps_a_run_is_one_line(name, names, capsys, monkeypa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 @pytest.mark.parametrize("flag", ["--out", "--log"])
-def test_a_full_disk_is_exit_code_1(flag, names, capsys):
+def test_a_full_disk_is_exit_code_1(flag, names, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     command = ["train", "--data", names, "--steps", "2", flag, "/dev/full"]
     assert "No space left on device" in fails(capsys, 1, *command)
 

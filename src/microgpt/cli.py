@@ -39,7 +39,7 @@ from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import one_line, printable, reason
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
-from .outputs import Outputs
+from .outputs import Outputs, RunKept
 from .sampling import generate
 from .training import Run, TrainConfig, prepare, steps
 
@@ -66,6 +66,8 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except _WrongInput as error:
         return _fail(WRONG_INPUT, str(error))
+    except RunKept as error:  # a path that can be copied, however long
+        return _fail(FAILED, str(error), f"; the run was saved as {printable(error.place)}")
     except (FloatingPointError, OSError) as error:
         return _fail(FAILED, reason(error))
     except MemoryError as error:
@@ -87,8 +89,9 @@ def _user_input() -> Iterator[None]:
         raise _WrongInput(reason(error)) from None
 
 
-def _fail(code: int, message: str) -> int:
-    print(f"microgpt: {one_line(message)}", file=sys.stderr)
+def _fail(code: int, message: str, whole: str = "") -> int:
+    """Report message, shortened if need be, and what is to be told whole."""
+    print(f"microgpt: {one_line(message)}{whole}", file=sys.stderr)
     return code
 
 
