@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 import tracemalloc
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import pytest
 from checkpoint_files import format_1, joined, numbers, parts
@@ -390,10 +392,11 @@ BAD = {
     "infinite moment": (with_number("adam.m.wte", -math.inf), "adam.m.wte has a number"),
     "negative moment": (with_number("adam.v.wte", -1.0), "adam.v.wte is below 0"),
     "nan loss": (with_number("losses", math.nan), "losses has a number"),
-    "step beyond": (with_state(step=9), "step must be at most 5, not 9"),
+    "step beyond": (with_state(step=10**12 + 1), "step must be at most 1000000000000"),
     "fewer losses": (with_state(step=2), "losses has shape (3,)"),
     "step of true": (with_state(step=True), "step must be an int, not bool"),
-    "huge step": (with_state(step=10**400), "step must be at most 5"),
+    "huge step": (with_state(step=10**400), "step must be at most 1000000000000"),
+    "huge tokens": (with_state(tokens=10**40), "tokens must be at most"),
     "negative tokens": (with_state(tokens=-1), "tokens must be at least 0, not -1"),
     "endless seconds": (with_state(seconds=10**400), "seconds must be a finite number"),
     "negative steps": (with_training(steps=-1), "steps must be at least 0, not -1"),
@@ -535,6 +538,67 @@ def test_a_header_that_lies_takes_no_memory(path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+class Index:
+    def __init__(self, number):
+        self.number = number
+
+    def __index__(self):
+        return self.number
+
+
+def own_loop(run, n):
+    """Train as somebody who has only read about Adam and the loss."""
+    for _ in range(n):
+        docs = run.batch(run.adam.step)
+        run.adam.minimize(run.model.loss(docs), 0.01)
+        run.tokens += 10**7
+    return run
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_run_of_a_loop_of_ones_own_is_saved_and_goes_on(n, path):
+    """Of more steps than were planned, too."""
+    run = own_loop(mg.prepare(DOCS, steps=5), n)
+    mg.save(run, path)
+    again = mg.load(path, DOCS)
+    assert numbers(again) == numbers(run)
+    assert numbers(own_loop(again, 4)) == numbers(own_loop(run, 4))
+    mg.save(again, path)
+    assert numbers(mg.load(path)) == numbers(run)
+    with pytest.raises(ValueError, match="has taken all its 5 steps"):
+        mg.train_step(again)
+
+
+@pytest.mark.parametrize(("part", "name", "value", "kept"), [
+    ("run", "dataset", Path("a") / "b", os.path.join("a", "b")), ("run", "dataset", b"a", "a"),
+    ("run", "tokens", Index(7), 7), ("run", "seconds", Fraction(1, 2), 0.5),
+    ("adam", "beta1", Fraction(1, 2), 0.5), ("adam", "eps", 1, 1.0), ("adam", "step", Index(2), 2),
+])  # fmt: skip
+def test_what_is_set_in_a_run_is_saved_as_what_it_means(part, name, value, kept, path):
+    run = steps(mg.prepare(DOCS, steps=5), 2)
+    setattr(run if part == "run" else run.adam, name, value)
+    mg.save(run, path)
+    again = mg.load(path, DOCS)
+    found = getattr(again if part == "run" else again.adam, name)
+    assert found == kept and type(found) is type(kept)
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("run", "dataset", None), ("run", "dataset", 3), ("run", "sha256", None), ("run", "tokens", -1),
+    ("run", "tokens", 1.5), ("run", "tokens", True), ("run", "seconds", math.nan),
+    ("run", "seconds", "1"), ("adam", "step", -1), ("adam", "step", 1.0), ("adam", "eps", math.inf),
+    ("adam", "beta1", 1.0), ("adam", "beta2", "a"), ("run", "losses", ["a", "b"]),
+])  # fmt: skip
+def test_what_no_file_could_hold_is_refused_and_leaves_the_file_as_it_was(part, name, value, path):
+    run = steps(mg.prepare(DOCS, steps=5), 2)
+    mg.save(run, path)
+    before = path.read_bytes()
+    with pytest.raises((TypeError, ValueError)):
+        setattr(run if part == "run" else run.adam, name, value)
+        mg.save(run, path)
+    assert path.read_bytes() == before
 
 
 def blank(**sizes):

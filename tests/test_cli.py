@@ -594,7 +594,10 @@ def test_eval_tells_the_loss_and_two_baselines(model, names, tmp_path, capsys):
 @pytest.mark.parametrize("command", [
     ["eval"], ["train", "--resume"], ["sample", "--new"], ["train", "--samples", "0", "--resume"],
 ])  # fmt: skip
-@pytest.mark.parametrize("source", ["/dev/zero", "pipe", "folder", "", "makemore", "missing", "\0"])
+@pytest.mark.parametrize("source", [
+    "/dev/zero", "pipe", "folder", "", "makemore", "missing", "\0", "/proc/kmsg", "/proc/self/maps",
+    "//host/share/names.txt", "\\\\host\\share\\names.txt",
+])  # fmt: skip
 def test_a_source_that_a_file_names_is_a_regular_file_that_was_there(
     command, source, model, tmp_path, capsys, monkeypatch
 ):

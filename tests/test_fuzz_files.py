@@ -61,7 +61,7 @@ def checkpoint():
 
 
 def check_checkpoint(saved):
-    assert len(saved.losses) <= saved.adam.step <= saved.config.steps
+    assert len(saved.losses) <= saved.adam.step
     assert all(map(math.isfinite, saved.losses))
     try:
         documents = mg.generate(saved, n=2)

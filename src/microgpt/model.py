@@ -146,7 +146,13 @@ class GPT:
 
     def __init__(self, config: Config, rng: Random) -> None:
         self._config = config
-        self._state_dict = self.init_parameters(config, rng)
+        self._state_dict = dict(self.init_parameters(config, rng))
+        for name, matrix in self._state_dict.items():
+            if not (isinstance(name, str) and isinstance(matrix, Matrix)):
+                kind = type(matrix).__name__
+                raise TypeError(f"a parameter is a Matrix with a name, not {kind} {name!r}")
+            if name in ("losses", "__metadata__") or name.startswith("adam."):
+                raise ValueError(f"no parameter can be called {name}: that is used in saved files")
 
     @classmethod
     def init_parameters(cls, config: Config, rng: Random) -> dict[str, Matrix]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
@@ -105,6 +106,8 @@ class Run:
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
             raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
+        if name in ("dataset", "sha256"):
+            value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         object.__setattr__(self, name, value)
 
     @property
