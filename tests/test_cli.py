@@ -612,6 +612,22 @@ def test_a_source_that_a_file_names_is_a_regular_file_that_was_there(
     assert "give --data" in fails(capsys, 2, *command, model)
 
 
+def test_samples_of_a_strange_model_do_not_control_the_terminal(tmp_path, monkeypatch):
+    pty = pytest.importorskip("pty")
+    monkeypatch.chdir(tmp_path)
+    mg.save(mg.train(["\x1b]0;x\x07\x9b2J", "\n\té\u3000"], steps=2), "m")
+    command = [sys.executable, "-m", "microgpt", "sample", "m", "--temperature", "99"]
+    plain = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    assert {"\x1b", "\x07", "\x9b", "\t", "\u3000"} <= set(plain)  # a pipe gets the text itself
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stdout=theirs, check=True)
+    shown = os.read(ours, 10**5).decode().replace("\r\n", "\n")
+    os.close(ours), os.close(theirs)
+    for char in "\x1b\x07\x9b":
+        plain = plain.replace(char, repr(char)[1:-1])
+    assert shown == plain
+
+
 def test_a_named_file_is_read_only_when_it_is_asked_for(model, names, tmp_path, capsys):
     run = mg.load(model)
     run.dataset = "/dev/zero"

@@ -223,7 +223,7 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
                 if options.sample_every and step % options.sample_every == 0:
                     # the same random numbers at each step, so that only the model differs
                     few = generate(run, 5, options.temperature, Random(run.config.seed))
-                    bar.write(f"step {step:4} / {total:4} | {' '.join(few)}")
+                    bar.write(f"step {step:4} / {total:4} | {_harmless(' '.join(few))}")
                 done = step
                 if options.save_every and step % options.save_every == 0 and step < total:
                     outputs.save(run)
@@ -256,7 +256,15 @@ def _print_samples(run: Run, n: int, temperature: float) -> None:
         print("--- samples ---")
     for i, document in enumerate(generate(run, n, temperature), start=1):
         mark = "  (in the training data)" if document in known else ""
-        print(f"sample {i:2}: {document}{mark}")
+        print(f"sample {i:2}: {_harmless(document)}{mark}")
+
+
+def _harmless(text: str) -> str:
+    """Return text, on a terminal without what controls it: the model can be from anybody."""
+    if not sys.stdout.isatty():
+        return text
+    control = [*range(9), *range(11, 32), *range(127, 160)]  # not tabs and line ends
+    return text.translate({code: f"\\x{code:02x}" for code in control})
 
 
 def _sample(options: Namespace) -> int:
@@ -278,7 +286,7 @@ def _sample(options: Namespace) -> int:
             if len(texts) >= n or tried >= 100 * n:  # the model may know nothing else
                 break
     for text in texts:
-        print(json.dumps({"text": text}) if options.json else text)
+        print(json.dumps({"text": text}) if options.json else _harmless(text))
     if len(texts) < n:
         return _fail(FAILED, f"only {len(texts)} of {tried} samples are new")
     return DONE
