@@ -19,6 +19,7 @@ import pytest
 from checkpoint_files import format_1, joined, numbers, parts
 
 import microgpt as mg
+from microgpt import checkpoint
 from microgpt import safetensors as our_safetensors
 
 DOCS = ["emma", "olivia", "ava", "isabella", "sophia"]
@@ -668,6 +669,33 @@ def test_the_bytes_are_little_endian_on_every_machine(monkeypatch):
     monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
     swapped = our_safetensors._little_endian(one)
     assert swapped == one[::-1] and our_safetensors._little_endian(swapped) == one
+
+
+def test_a_run_that_is_saved_while_another_thread_trains_it_is_of_one_step(path, monkeypatch):
+    matrices = checkpoint._matrices
+
+    def slowly(*arguments):
+        for named in matrices(*arguments):
+            time.sleep(0.001)  # the other thread would take a step
+            yield named
+
+    run, states, seen = mg.prepare(DOCS, steps=30, **SIZES), [], set()
+    states.append(repr(numbers(run)))
+    states += [repr(numbers(run)) for _ in mg.steps(run)]
+    run = mg.prepare(DOCS, steps=30, **SIZES)
+    callback = {"callback": lambda *_: time.sleep(0.01)}  # so that it does not end at once
+    thread = threading.Thread(target=mg.finish, args=(run,), kwargs=callback)
+    monkeypatch.setattr(checkpoint, "_matrices", slowly)
+    thread.start()
+    while thread.is_alive():
+        mg.save(run, path)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_matrices", matrices)
+            saved = mg.load(path)
+        assert repr(numbers(saved)) == states[saved.adam.step]
+        seen.add(saved.adam.step)
+    thread.join()
+    assert len(seen) > 1
 
 
 SAVER = """

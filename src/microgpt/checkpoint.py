@@ -37,18 +37,21 @@ _MANY = 10**12  # more than any run has steps, or a step has positions
 def save(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run, without its documents, to a safetensors file.
 
-    At any moment path holds the whole run or what it held before.
+    At any moment path holds the whole run or what it held before. While another thread takes a step
+    of the run, save waits for its end.
     Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite,
     TypeError or ValueError if a count of the run was set to what is none.
     """
     tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
-    for name, matrix in _matrices(run.model, run.adam):
-        tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
-    losses = run.losses[: run.adam.step]  # without that of a step that was not taken
-    tensors["losses"] = (len(losses),), array("d", losses).tobytes()
+    with run._whole:
+        for name, matrix in _matrices(run.model, run.adam):
+            tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
+        losses = run.losses[: run.adam.step]  # without that of a step that was not taken
+        tensors["losses"] = (len(losses),), array("d", losses).tobytes()
+        metadata = _metadata(run)
     name = os.fsdecode(path)
     with named(name):
-        write(name, _metadata(run), tensors)
+        write(name, metadata, tensors)
 
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
@@ -94,7 +94,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self._replay = Replay(self.model.packed_loss)
-        self._step_lock = Lock()
+        self._step_lock = Lock()  # held by who takes a step, to refuse another one
+        self._whole = RLock()  # held while the run changes, and by who needs all of one time
         sizes, batch_size = self.model.config, self.config.batch_size
         longest = min(sizes.block_size, max(map(len, self.documents), default=-1) + 1)
         numbers = sizes.numbers(batch_size * longest, longest)
@@ -211,7 +212,7 @@ def train_step(run: Run) -> float:
     """
     if run._step_lock.locked():
         raise RuntimeError("another thread is taking a step of this run")
-    with run._step_lock:
+    with run._whole, run._step_lock:
         return _take_step(run)
 
 
