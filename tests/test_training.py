@@ -11,7 +11,7 @@ import threading
 from fractions import Fraction
 
 import pytest
-from test_build import output_of
+from processes import output_of
 
 import microgpt as mg
 
