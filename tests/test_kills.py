@@ -131,9 +131,9 @@ def test_a_run_that_is_ended_at_any_moment_resumes_bit_for_bit(kind, undisturbed
     expected, log, samples, seconds = undisturbed
     rng = random.Random(f"{SEED} {kind}")
     ends, folder, start, went_on = Counter(), None, time.monotonic(), 0
-    # A second Ctrl-C while the log is being closed leaves that to the interpreter, which tells only
-    # those who ask.
-    options = ("-W", "ignore::ResourceWarning") if kind == "interrupted twice" else ()
+    # Ctrl-C between the opening of a file and the `with` that closes it leaves that to the
+    # interpreter, which tells only those who ask.
+    options = () if kind == "killed" else ("-W", "ignore::ResourceWarning")
     while sum(ends.values()) < KILLS or folder:
         if folder is None:
             folder = tmp_path / str(sum(ends.values()))

@@ -72,6 +72,17 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
+    except Exception as error:
+        if not _of_an_interrupt(error):
+            raise
+        return _fail(INTERRUPTED, "interrupted")
+
+
+def _of_an_interrupt(error: BaseException | None) -> bool:
+    """Return whether error was raised by code, tqdm's for one, that a second Ctrl-C had ended."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 class _WrongInput(Exception):
