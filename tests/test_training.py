@@ -8,6 +8,7 @@ import pickle
 import random
 import sys
 import threading
+import time
 from fractions import Fraction
 
 import pytest
@@ -106,6 +107,31 @@ def test_a_step_takes_the_memory_that_it_is_said_to_need(compiled, length, setti
     """
     measured, said = map(int, output_of(code.replace("\n    ", "\n"), backend="cython"))
     assert 0.3 * said < measured < 1.2 * said
+
+
+def test_a_copy_of_a_run_that_another_thread_trains_is_of_one_step():
+    def everything(run):
+        return repr((state_of(run), run.adam.step, run.losses, run.tokens))
+
+    settings = {"steps": 10, "n_embd": 4, "n_head": 2, "block_size": 4}
+    run, states, seen = mg.prepare(DOCS, **settings), [], set()
+    states.append(everything(run))
+    states += [everything(run) for _ in mg.steps(run)]
+    run = mg.prepare(DOCS, **settings)
+    callback = {"callback": lambda *_: time.sleep(0.02)}  # so that it does not end at once
+    thread = threading.Thread(target=mg.finish, args=(run,), kwargs=callback)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        thread.start()
+        while thread.is_alive():
+            for made in (pickle.loads(pickle.dumps(run)), copy.deepcopy(run)):
+                assert everything(made) == states[made.adam.step]
+                seen.add(made.adam.step)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert len(seen) > 1
 
 
 def state_of(run):

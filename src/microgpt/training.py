@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from random import Random
 from threading import Lock, RLock
@@ -102,7 +103,8 @@ class Run:
         check_numbers(numbers, self.model.num_params, f"a step of batch_size {batch_size}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # no graphs, no lock
+        with self._whole:  # while another thread trains, all of one step; no graphs, no locks
+            return type(self), deepcopy(tuple(getattr(self, f.name) for f in fields(self)))
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
