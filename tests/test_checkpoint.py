@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 import tracemalloc
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import pytest
 from checkpoint_files import format_1, joined, numbers, parts
 
 import microgpt as mg
+from microgpt import checkpoint
 from microgpt import safetensors as our_safetensors
 
 DOCS = ["emma", "olivia", "ava", "isabella", "sophia"]
@@ -390,10 +393,11 @@ BAD = {
     "infinite moment": (with_number("adam.m.wte", -math.inf), "adam.m.wte has a number"),
     "negative moment": (with_number("adam.v.wte", -1.0), "adam.v.wte is below 0"),
     "nan loss": (with_number("losses", math.nan), "losses has a number"),
-    "step beyond": (with_state(step=9), "step must be at most 5, not 9"),
+    "step beyond": (with_state(step=10**12 + 1), "step must be at most 1000000000000"),
     "fewer losses": (with_state(step=2), "losses has shape (3,)"),
     "step of true": (with_state(step=True), "step must be an int, not bool"),
-    "huge step": (with_state(step=10**400), "step must be at most 5"),
+    "huge step": (with_state(step=10**400), "step must be at most 1000000000000"),
+    "huge tokens": (with_state(tokens=10**40), "tokens must be at most"),
     "negative tokens": (with_state(tokens=-1), "tokens must be at least 0, not -1"),
     "endless seconds": (with_state(seconds=10**400), "seconds must be a finite number"),
     "negative steps": (with_training(steps=-1), "steps must be at least 0, not -1"),
@@ -527,13 +531,119 @@ def test_a_file_with_any_byte_of_its_header_changed_loads_or_is_refused(good, pa
 def test_a_header_that_lies_takes_no_memory(path):
     entry = {"dtype": "F64", "shape": [2**20, 2**20], "data_offsets": [0, 2**43]}
     path.write_bytes(joined({"wte": entry, "__metadata__": {"microgpt": "1"}}, b""))
+    load = mg.load  # its modules are imported here
     tracemalloc.start()
     try:
         with pytest.raises(ValueError):
-            mg.load(path)
+            load(path)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+class Index:
+    def __init__(self, number):
+        self.number = number
+
+    def __index__(self):
+        return self.number
+
+
+def own_loop(run, n):
+    """Train as somebody who has only read about Adam and the loss."""
+    for _ in range(n):
+        docs = run.batch(run.adam.step)
+        run.adam.minimize(run.model.loss(docs), 0.01)
+        run.tokens += 10**7
+    return run
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_run_of_a_loop_of_ones_own_is_saved_and_goes_on(n, path):
+    """Of more steps than were planned, too."""
+    run = own_loop(mg.prepare(DOCS, steps=5), n)
+    mg.save(run, path)
+    again = mg.load(path, DOCS)
+    assert numbers(again) == numbers(run)
+    assert numbers(own_loop(again, 4)) == numbers(own_loop(run, 4))
+    mg.save(again, path)
+    assert numbers(mg.load(path)) == numbers(run)
+    with pytest.raises(ValueError, match="has taken all its 5 steps"):
+        mg.train_step(again)
+
+
+@pytest.mark.parametrize(("part", "name", "value", "kept"), [
+    ("run", "dataset", Path("a") / "b", os.path.join("a", "b")), ("run", "dataset", b"a", "a"),
+    ("run", "tokens", Index(7), 7), ("run", "seconds", Fraction(1, 2), 0.5),
+    ("adam", "beta1", Fraction(1, 2), 0.5), ("adam", "eps", 1, 1.0), ("adam", "step", Index(2), 2),
+])  # fmt: skip
+def test_what_is_set_in_a_run_is_saved_as_what_it_means(part, name, value, kept, path):
+    run = steps(mg.prepare(DOCS, steps=5), 2)
+    setattr(run if part == "run" else run.adam, name, value)
+    mg.save(run, path)
+    again = mg.load(path, DOCS)
+    found = getattr(again if part == "run" else again.adam, name)
+    assert found == kept and type(found) is type(kept)
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("run", "dataset", None), ("run", "dataset", 3), ("run", "sha256", None), ("run", "tokens", -1),
+    ("run", "tokens", 1.5), ("run", "tokens", True), ("run", "seconds", math.nan),
+    ("run", "seconds", "1"), ("adam", "step", -1), ("adam", "step", 1.0), ("adam", "eps", math.inf),
+    ("adam", "beta1", 1.0), ("adam", "beta2", "a"), ("run", "losses", ["a", "b"]),
+])  # fmt: skip
+def test_what_no_file_could_hold_is_refused_and_leaves_the_file_as_it_was(part, name, value, path):
+    run = steps(mg.prepare(DOCS, steps=5), 2)
+    mg.save(run, path)
+    before = path.read_bytes()
+    with pytest.raises((TypeError, ValueError)):
+        setattr(run if part == "run" else run.adam, name, value)
+        mg.save(run, path)
+    assert path.read_bytes() == before
+
+
+def blank(**sizes):
+    """Return a checkpoint of the letters a and b whose parameters are 0, whatever their number."""
+    config, state = mg.Config(3, **sizes), {"step": 0, "adam": [0.9, 0.99, 1e-8], "rng": RNG}
+    metadata = {
+        "microgpt": "2", "model": "GPT", "config": json.dumps(vars(config)), "alphabet": "ab",
+        "training": json.dumps(vars(mg.TrainConfig(batch_size=10**6))), "dataset": "",
+        "state": json.dumps({**state, "tokens": 0, "seconds": 0}), "dataset_sha256": AB,
+    }  # fmt: skip
+    header, end = {"__metadata__": metadata}, 0
+    for prefix in ("", "adam.m.", "adam.v."):
+        for name, (rows, cols) in config.shapes().items():
+            places = [end, end := end + 8 * rows * cols]
+            entry = {"dtype": "F64", "shape": [rows, cols], "data_offsets": places}
+            header[prefix + name] = entry
+    header["losses"] = {"dtype": "F64", "shape": [0], "data_offsets": [end, end]}
+    return joined(header, bytes(end))
+
+
+AB = mg.checksum(["ab"])
+SMALL = {"n_embd": 1, "n_head": 1}
+
+
+@pytest.mark.parametrize("sizes", [
+    {**SMALL, "n_layer": 300, "block_size": 10**5}, {**SMALL, "n_layer": 1000, "block_size": 10**5},
+])  # fmt: skip
+def test_no_cache_is_many_times_larger_than_the_file(sizes, path):
+    """Layers times positions: the file has only their sum."""
+    path.write_bytes(blank(**sizes))
+    assert path.stat().st_size < 10**7
+    run = mg.load(path)
+    if 2 * sizes["n_layer"] * 10**5 < 2**26:
+        mg.generate(run, 1, length=1)
+    else:
+        with pytest.raises(ValueError, match="a cache for block_size 100000 needs 2e\\+08 numbers"):
+            mg.generate(run, 1, length=1)
+
+
+def test_a_file_may_not_ask_for_a_step_that_fills_the_memory(path):
+    path.write_bytes(blank(block_size=64))
+    assert mg.load(path).config.batch_size == 10**6  # it can be sampled and scored
+    with pytest.raises(ValueError, match=f"{path}: a step of batch_size 1000000 needs"):
+        mg.load(path, ["ab"])
 
 
 @pytest.mark.parametrize(
@@ -559,6 +669,33 @@ def test_the_bytes_are_little_endian_on_every_machine(monkeypatch):
     monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
     swapped = our_safetensors._little_endian(one)
     assert swapped == one[::-1] and our_safetensors._little_endian(swapped) == one
+
+
+def test_a_run_that_is_saved_while_another_thread_trains_it_is_of_one_step(path, monkeypatch):
+    matrices = checkpoint._matrices
+
+    def slowly(*arguments):
+        for named in matrices(*arguments):
+            time.sleep(0.001)  # the other thread would take a step
+            yield named
+
+    run, states, seen = mg.prepare(DOCS, steps=30, **SIZES), [], set()
+    states.append(repr(numbers(run)))
+    states += [repr(numbers(run)) for _ in mg.steps(run)]
+    run = mg.prepare(DOCS, steps=30, **SIZES)
+    callback = {"callback": lambda *_: time.sleep(0.01)}  # so that it does not end at once
+    thread = threading.Thread(target=mg.finish, args=(run,), kwargs=callback)
+    monkeypatch.setattr(checkpoint, "_matrices", slowly)
+    thread.start()
+    while thread.is_alive():
+        mg.save(run, path)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_matrices", matrices)
+            saved = mg.load(path)
+        assert repr(numbers(saved)) == states[saved.adam.step]
+        seen.add(saved.adam.step)
+    thread.join()
+    assert len(seen) > 1
 
 
 SAVER = """

@@ -456,7 +456,8 @@ def test_wrong_use_of_what_keeps_a_run_is_one_line(name, names, capsys, monkeypa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 @pytest.mark.parametrize("flag", ["--out", "--log"])
-def test_a_full_disk_is_exit_code_1(flag, names, capsys):
+def test_a_full_disk_is_exit_code_1(flag, names, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     command = ["train", "--data", names, "--steps", "2", flag, "/dev/full"]
     assert "No space left on device" in fails(capsys, 1, *command)
 
@@ -593,7 +594,10 @@ def test_eval_tells_the_loss_and_two_baselines(model, names, tmp_path, capsys):
 @pytest.mark.parametrize("command", [
     ["eval"], ["train", "--resume"], ["sample", "--new"], ["train", "--samples", "0", "--resume"],
 ])  # fmt: skip
-@pytest.mark.parametrize("source", ["/dev/zero", "pipe", "folder", "", "makemore", "missing", "\0"])
+@pytest.mark.parametrize("source", [
+    "/dev/zero", "pipe", "folder", "", "makemore", "missing", "\0", "/proc/kmsg", "/proc/self/maps",
+    "//host/share/names.txt", "\\\\host\\share\\names.txt",
+])  # fmt: skip
 def test_a_source_that_a_file_names_is_a_regular_file_that_was_there(
     command, source, model, tmp_path, capsys, monkeypatch
 ):
@@ -606,6 +610,22 @@ def test_a_source_that_a_file_names_is_a_regular_file_that_was_there(
     run.dataset = source
     mg.save(run, model)
     assert "give --data" in fails(capsys, 2, *command, model)
+
+
+def test_samples_of_a_strange_model_do_not_control_the_terminal(tmp_path, monkeypatch):
+    pty = pytest.importorskip("pty")
+    monkeypatch.chdir(tmp_path)
+    mg.save(mg.train(["\x1b]0;x\x07\x9b2J", "\n\té\u3000"], steps=2), "m")
+    command = [sys.executable, "-m", "microgpt", "sample", "m", "--temperature", "99"]
+    plain = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    assert {"\x1b", "\x07", "\x9b", "\t", "\u3000"} <= set(plain)  # a pipe gets the text itself
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stdout=theirs, check=True)
+    shown = os.read(ours, 10**5).decode().replace("\r\n", "\n")
+    os.close(ours), os.close(theirs)
+    for char in "\x1b\x07\x9b":
+        plain = plain.replace(char, repr(char)[1:-1])
+    assert shown == plain
 
 
 def test_a_named_file_is_read_only_when_it_is_asked_for(model, names, tmp_path, capsys):

@@ -61,7 +61,7 @@ def checkpoint():
 
 
 def check_checkpoint(saved):
-    assert len(saved.losses) <= saved.adam.step <= saved.config.steps
+    assert len(saved.losses) <= saved.adam.step
     assert all(map(math.isfinite, saved.losses))
     try:
         documents = mg.generate(saved, n=2)
@@ -215,7 +215,8 @@ def change_setting(header, data, rng):
     value = settings[name]
     way = rng.randrange(10)
     if isinstance(value, list) and value and way < 6:  # the generator, the constants of Adam
-        inner = value[1] if isinstance(value[-2], list) and way < 4 else value
+        has_words = len(value) == 3 and isinstance(value[1], list)
+        inner = value[1] if has_words and way < 4 else value
         inner[rng.randrange(len(inner))] = rng.choice(HOSTILE)
         if way == 0:
             del inner[rng.randrange(len(inner))]

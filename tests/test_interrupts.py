@@ -11,7 +11,7 @@ from ops import is_compiled
 from processes import output_of
 
 import microgpt as mg
-from microgpt import adam, training
+from microgpt import adam, cli, training
 
 DOCS = ["emma", "olivia", "ava", "isabella", "sophia", "mia"]
 
@@ -399,3 +399,23 @@ def test_an_interrupted_step_on_a_stream_takes_the_same_windows_again(monkeypatc
         with pytest.raises(KeyboardInterrupt):
             mg.train_step(run)
     assert mg.finish(run).losses == expected
+
+
+def test_what_other_code_raises_when_it_is_interrupted_is_an_interrupt(capsys, monkeypatch):
+    """tqdm releases a lock that it was kept from acquiring."""
+
+    def interrupted(options):
+        try:
+            ctrl_c()
+        finally:
+            threading.Lock().release()
+
+    def broken(options):
+        threading.Lock().release()
+
+    monkeypatch.setitem(cli.COMMANDS, "info", interrupted)
+    assert cli.run_command(["info"]) == 130
+    assert capsys.readouterr().err == "microgpt: interrupted\n"
+    monkeypatch.setitem(cli.COMMANDS, "info", broken)
+    with pytest.raises(RuntimeError):
+        cli.run_command(["info"])

@@ -261,3 +261,19 @@ def test_added_removed_and_tied_parameters_are_trained_counted_saved_and_loaded(
     assert again.model.state_dict["lm_head"] is again.model.state_dict["wte"]
     with pytest.raises(ValueError, match="its model is a 'Changed', not a GPT"):
         mg.load(path)
+
+
+@pytest.mark.parametrize(("name", "parameter", "error"), [
+    ("losses", mg.Matrix(1, 1), ValueError), ("__metadata__", mg.Matrix(1, 1), ValueError),
+    ("adam.m.wte", mg.Matrix(3, 4), ValueError), ("adam.v.gain", mg.Matrix(1, 1), ValueError),
+    (1, mg.Matrix(1, 1), TypeError), (None, mg.Matrix(1, 1), TypeError),
+    ("gain", [[1.0]], TypeError), ("gain", mg.Value(1), TypeError),
+])  # fmt: skip
+def test_a_parameter_that_no_file_could_hold_is_refused_at_once(name, parameter, error):
+    class Odd(mg.GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            return {**super().init_parameters(config, rng), name: parameter}
+
+    with pytest.raises(error, match="parameter"):
+        mg.prepare(["emma"], model=Odd)

@@ -1,6 +1,7 @@
 """What training writes: it overwrites only models and logs it was told to, and loses no run.
 
 MICROGPT_SECONDS: for how long several processes write the same file.
+MICROGPT_STRIDE: after the first 20, at every how many-th write of a training the disk is full.
 """
 
 import errno
@@ -22,6 +23,7 @@ from microgpt import cli, files, outputs, safetensors
 from microgpt.cli import run_command
 
 SECONDS = float(os.environ.get("MICROGPT_SECONDS", "1"))
+STRIDE = int(os.environ.get("MICROGPT_STRIDE", "7" if mg.BACKEND == "cython" else "29"))
 NAMES = ["emma", "olivia", "ava", "isabella", "sophia", "mia"]
 SIZES = {"n_embd": 4, "n_head": 2, "block_size": 4}
 OPTIONS = ["--n-embd", "4", "--n-head", "2", "--block-size", "4", "--samples", "0"]
@@ -227,6 +229,7 @@ def test_what_is_no_model_is_not_overwritten_by_one(content, resume, folder, ref
 
 NO_LOGS = {
     "text": TEXT, "one byte": b"a", "blank": b"\n", "zeros": b"\0" * 100, "json": b'{"loss": 1}\n',
+    "brace": b"{", "half a key": b'{"st',
     "list": b'[{"step": 1}]', "a byte before": b' {"step": 1}\n', "no space": b'{"step":1}\n',
     "utf-16": '{"step": 1}'.encode("utf-16"), "long line": b"x" * 10**6,
 }  # fmt: skip
@@ -254,7 +257,7 @@ def test_a_log_with_a_line_that_is_none_is_not_cut(line, folder, refused):
     assert "log: has a line that is not a log line" in refused(*command)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"step": 1, "loss": 3.5}\nnot a line', b'{"st'])
+@pytest.mark.parametrize("content", [b"", b'{"step": 1, "loss": 3.5}\nnot a line', b'{"step": '])
 def test_an_older_log_and_an_empty_file_are_replaced(content, folder, capsys):
     (folder / "log").write_bytes(content)
     (folder / "m").touch()
@@ -311,6 +314,41 @@ def test_a_pipe_is_no_model(folder, refused):
     assert "pipe: is a pipe, not a file" in refused(*TRAIN, "--out", "pipe")
     os.rename("pipe", "m-000003")
     assert "m-000003: is a pipe" in refused(*TRAIN, "--out", "m", *SNAPSHOTS)
+
+
+def test_a_pipe_that_nothing_reads_is_no_log(folder, refused):
+    os.mkfifo("pipe")
+    for command in (TRAIN, ["train", "--resume", "half"]):
+        assert "pipe: is a pipe that nothing reads" in refused(*command, "--log", "pipe")
+
+
+def test_a_pipe_that_is_read_takes_the_log(folder, capsys):
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        while True:
+            code, _, err = microgpt(capsys, *TRAIN, "--log", "pipe")
+            if code == 0:
+                break
+            assert "nothing reads" in err  # not yet
+        lines = reader.communicate(timeout=60)[0].splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    reading, writing = os.pipe()  # as a shell's >(...) names it
+    assert microgpt(capsys, *TRAIN, "--log", f"/dev/fd/{writing}")[0] == 0
+    os.close(writing)
+    with open(reading, "rb") as file:
+        assert len(file.readlines()) == 6
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "m"]])
+def test_a_log_whose_reader_goes_away_is_said_and_loses_no_run(out, folder, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    code, _, err = microgpt(capsys, *TRAIN, "--log", f"/dev/fd/{writing}", *out)
+    os.close(writing)
+    kept = "; the run was saved as m" if out else ""
+    assert (code, err) == (1, f"microgpt: /dev/fd/{writing}: Broken pipe{kept}\n")
+    if out:
+        goes_on("m")
 
 
 def test_what_keeps_a_snapshot_from_being_written_is_found_before_the_training(refused):
@@ -393,6 +431,21 @@ def test_a_run_that_cannot_be_saved_is_saved_elsewhere(
     command = ["train", "--resume", place, "--out", "again", "--samples", "0"]
     assert microgpt(capsys, *command)[0] == 0
     assert numbers(mg.load("again")) == numbers(whole_run())
+
+
+def test_the_path_of_a_run_that_was_saved_elsewhere_is_told_whole(folder, capsys, monkeypatch):
+    long = folder
+    for part in range(4):
+        long = long / (str(part) * 200)
+    long.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setattr(
+        safetensors, "write_whole",
+        failing(files.write_whole, lambda path, _: os.path.basename(path) == "m"),
+    )  # fmt: skip
+    code, _, err = microgpt(capsys, *TRAIN, "--out", "m")
+    assert code == 1 and os.path.dirname(rescued(err)) == str(long)
+    goes_on(rescued(err))
 
 
 def test_a_snapshot_that_cannot_be_saved_is_said_and_the_run_is_kept(folder, capsys, monkeypatch):
@@ -608,7 +661,7 @@ def test_a_training_that_finds_the_disk_full_anywhere_loses_nothing(
     whole = numbers(whole_run())
     n, code, codes = 0, None, []
     while code != 0:
-        n += 1 if n < 20 else 7 if mg.BACKEND == "cython" else 29
+        n += 1 if n < 20 else STRIDE
         for path in here.iterdir():
             path.unlink()
         mg.save(mg.load("start"), here / "m")
@@ -631,6 +684,7 @@ def test_a_training_that_finds_the_disk_full_anywhere_loses_nothing(
                 assert numbers(mg.finish(mg.load(path, NAMES))) == whole
         for i, line in enumerate((here / "log").read_bytes().splitlines(keepends=True)):
             assert not line.endswith(b"\n") or json.loads(line)["loss"] == whole[3][i]
+    print(f"a disk that was full {len(codes) - 1} times, at operations up to {n}")
     assert codes.count(1) > 12 and codes.count(2) >= 3
 
 

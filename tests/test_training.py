@@ -3,13 +3,16 @@
 import copy
 import gc
 import math
+import os
 import pickle
 import random
 import sys
 import threading
+import time
 from fractions import Fraction
 
 import pytest
+from processes import output_of
 
 import microgpt as mg
 
@@ -70,6 +73,65 @@ def test_a_batch_is_the_mean_over_all_positions_of_its_documents():
 def test_a_batch_may_be_larger_than_the_documents():
     run = mg.train(DOCS, steps=3, batch_size=12, **SMALL)
     assert len(run.losses) == 3
+
+
+def test_a_step_that_asks_for_too_much_memory_is_refused():
+    for docs, settings in [
+        (DOCS, {"batch_size": 10**6}), (["ab" * 10_000], {"block_size": 20_000}),
+        (["ab" * 10_000], {"block_size": 20_000, "unit": "stream"}),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=r"a step of batch_size \d+ needs \S+ numbers"):
+            mg.prepare(docs, steps=1, **settings)
+    assert mg.train(DOCS, steps=1, block_size=20_000).losses  # no document is as long
+    mg.prepare(DOCS, n_embd=256, batch_size=2000)  # not much for the size of its parameters
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc to measure memory")
+@pytest.mark.parametrize(("length", "settings"), [
+    (15, {"batch_size": 2000}), (15, {"batch_size": 500, "n_embd": 48, "n_layer": 2}),
+    (1000, {"block_size": 1000}),
+])  # fmt: skip
+def test_a_step_takes_the_memory_that_it_is_said_to_need(compiled, length, settings):
+    code = f"""
+    import os, microgpt as mg
+    docs = ["abcdefghij" * {length} for _ in range(3)]
+    run = mg.prepare([doc[:{length}] for doc in docs], **{settings})
+    def memory():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    before = memory()
+    mg.train_step(run)
+    longest = min({length} + 1, run.model.config.block_size)
+    numbers = run.model.config.numbers(run.config.batch_size * longest, longest)
+    print(memory() - before, 16 * numbers)  # each of them, and its gradient
+    """
+    measured, said = map(int, output_of(code.replace("\n    ", "\n"), backend="cython"))
+    assert 0.3 * said < measured < 1.2 * said
+
+
+def test_a_copy_of_a_run_that_another_thread_trains_is_of_one_step():
+    def everything(run):
+        return repr((state_of(run), run.adam.step, run.losses, run.tokens))
+
+    settings = {"steps": 10, "n_embd": 4, "n_head": 2, "block_size": 4}
+    run, states, seen = mg.prepare(DOCS, **settings), [], set()
+    states.append(everything(run))
+    states += [everything(run) for _ in mg.steps(run)]
+    run = mg.prepare(DOCS, **settings)
+    callback = {"callback": lambda *_: time.sleep(0.02)}  # so that it does not end at once
+    thread = threading.Thread(target=mg.finish, args=(run,), kwargs=callback)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        thread.start()
+        while thread.is_alive():
+            for made in (pickle.loads(pickle.dumps(run)), copy.deepcopy(run)):
+                assert everything(made) == states[made.adam.step]
+                seen.add(made.adam.step)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert len(seen) > 1
 
 
 def state_of(run):

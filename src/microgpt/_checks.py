@@ -104,9 +104,10 @@ def sizes(rows: Any, cols: Any) -> Shape:
         raise TypeError("a Matrix is made from rows and cols; Matrix.of makes one from lists")
     rows, cols = index(rows), index(cols)
     if rows < 1 or cols < 1:
-        raise ValueError(f"a Matrix has at least one row and one column, not {rows} x {cols}")
+        what = f"{shown(rows)} x {shown(cols)}"
+        raise ValueError(f"a Matrix has at least one row and one column, not {what}")
     if rows * cols > sys.maxsize // 8:
-        raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
+        raise MemoryError(f"no memory for a Matrix of {shown(rows)} x {shown(cols)}")
     return rows, cols
 
 
@@ -127,7 +128,7 @@ def rectangle(lists: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
 def row_index(i: Any, rows: int) -> int:
     row = index(i)
     if not -rows <= row < rows:
-        raise IndexError(f"row {row} of a Matrix with {rows} rows")
+        raise IndexError(f"row {shown(row)} of a Matrix with {rows} rows")
     return row % rows
 
 
@@ -152,7 +153,7 @@ def ids(items: Iterable[Any], n: int, what: str) -> list[int]:
         raise ValueError(f"at least one {what} is needed")
     for i in numbers:
         if not 0 <= i < n:
-            raise ValueError(f"{what} {i} is outside 0..{n - 1}")
+            raise ValueError(f"{what} {shown(i)} is outside 0..{n - 1}")
     return numbers
 
 

@@ -28,25 +28,30 @@ from .files import named, one_line, printable
 from .model import GPT, Config
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import MAX_POSITIONS, Run, TrainConfig
+from .training import Run, TrainConfig
 
 FORMAT = 2  # raised when an older package would misread the file
+_MANY = 10**12  # more than any run has steps, or a step has positions
 
 
 def save(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run, without its documents, to a safetensors file.
 
-    At any moment path holds the whole run or what it held before.
-    Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite.
+    At any moment path holds the whole run or what it held before. While another thread takes a step
+    of the run, save waits for its end.
+    Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite,
+    TypeError or ValueError if a count of the run was set to what is none.
     """
     tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
-    for name, matrix in _matrices(run.model, run.adam):
-        tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
-    losses = run.losses[: run.adam.step]  # without that of a step that was not taken
-    tensors["losses"] = (len(losses),), array("d", losses).tobytes()
+    with run._whole:
+        for name, matrix in _matrices(run.model, run.adam):
+            tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
+        losses = run.losses[: run.adam.step]  # without that of a step that was not taken
+        tensors["losses"] = (len(losses),), array("d", losses).tobytes()
+        metadata = _metadata(run)
     name = os.fsdecode(path)
     with named(name):
-        write(name, _metadata(run), tensors)
+        write(name, metadata, tensors)
 
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
@@ -56,13 +61,18 @@ def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
 
 
 def _metadata(run: Run) -> dict[str, str]:
-    """Return what the header says about a run, as strings."""
+    """Return what the header says about a run, as strings.
+
+    What a loop of one's own can have set is converted, or refused before a file is written.
+    """
+    adam = run.adam
+    rates = checks.adam_rates(adam.step, 0.0, adam.beta1, adam.beta2, checks.real(adam.eps, "eps"))
     state = {
-        "step": run.adam.step,
-        "adam": [run.adam.beta1, run.adam.beta2, run.adam.eps],
+        "step": rates[0],
+        "adam": rates[2:],
         "rng": run.rng.getstate(),
-        "tokens": run.tokens,
-        "seconds": run.seconds,
+        "tokens": checks.integer(run.tokens, "tokens", 0),
+        "seconds": checks.real(run.seconds, "seconds"),
     }
     return {
         "format": "pt",  # what transformers and other loaders ask for
@@ -148,7 +158,7 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
         f"{len(tokenizer.chars)} characters and BOS do not make vocab_size {config.vocab_size}",
     )
     training = _fields(TrainConfig, metadata["training"], "the training")
-    state = _state(metadata["state"], training.steps)
+    state = _state(metadata["state"])
     if model_class is GPT:  # before one of these sizes is made
         _check_shapes(reader.shapes, config.shapes(), state["step"])
     model = model_class(config, Random(0))
@@ -225,12 +235,12 @@ def _fields(config_class: type[Any], text: str, what: str) -> Any:
     return config_class(**settings)
 
 
-def _state(text: str, steps: int) -> dict[str, Any]:
+def _state(text: str) -> dict[str, Any]:
     """Return the checked progress of the training, with a generator as `rng`."""
     state = json_object(text, "the state")
     step, adam = state.get("step"), state.get("adam")
-    state["step"] = checks.integer(step, "step", 0, steps)
-    most = state["step"] * MAX_POSITIONS  # so that it holds after further steps too
+    state["step"] = checks.integer(step, "step", 0, _MANY)  # more than the run's: a loop of its own
+    most = _MANY**2 + state["step"] * _MANY  # so that it holds after further steps too
     state["tokens"] = checks.integer(state.get("tokens"), "tokens", 0, most)
     state["seconds"] = checks.real(state.get("seconds"), "seconds")
     if not isinstance(adam, list) or len(adam) != 3:

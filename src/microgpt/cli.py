@@ -39,7 +39,7 @@ from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import one_line, printable, reason
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
-from .outputs import Outputs
+from .outputs import Outputs, RunKept
 from .sampling import generate
 from .training import Run, TrainConfig, prepare, steps
 
@@ -66,10 +66,23 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except _WrongInput as error:
         return _fail(WRONG_INPUT, str(error))
+    except RunKept as error:  # a path that can be copied, however long
+        return _fail(FAILED, str(error), f"; the run was saved as {printable(error.place)}")
     except (FloatingPointError, OSError) as error:
         return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
+    except Exception as error:
+        if not _of_an_interrupt(error):
+            raise
+        return _fail(INTERRUPTED, "interrupted")
+
+
+def _of_an_interrupt(error: BaseException | None) -> bool:
+    """Return whether error was raised by code, tqdm's for one, that a second Ctrl-C had ended."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 class _WrongInput(Exception):
@@ -87,8 +100,9 @@ def _user_input() -> Iterator[None]:
         raise _WrongInput(reason(error)) from None
 
 
-def _fail(code: int, message: str) -> int:
-    print(f"microgpt: {one_line(message)}", file=sys.stderr)
+def _fail(code: int, message: str, whole: str = "") -> int:
+    """Report message, shortened if need be, and what is to be told whole."""
+    print(f"microgpt: {one_line(message)}{whole}", file=sys.stderr)
     return code
 
 
@@ -220,7 +234,7 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
                 if options.sample_every and step % options.sample_every == 0:
                     # the same random numbers at each step, so that only the model differs
                     few = generate(run, 5, options.temperature, Random(run.config.seed))
-                    bar.write(f"step {step:4} / {total:4} | {' '.join(few)}")
+                    bar.write(f"step {step:4} / {total:4} | {_harmless(' '.join(few))}")
                 done = step
                 if options.save_every and step % options.save_every == 0 and step < total:
                     outputs.save(run)
@@ -253,7 +267,15 @@ def _print_samples(run: Run, n: int, temperature: float) -> None:
         print("--- samples ---")
     for i, document in enumerate(generate(run, n, temperature), start=1):
         mark = "  (in the training data)" if document in known else ""
-        print(f"sample {i:2}: {document}{mark}")
+        print(f"sample {i:2}: {_harmless(document)}{mark}")
+
+
+def _harmless(text: str) -> str:
+    """Return text, on a terminal without what controls it: the model can be from anybody."""
+    if not sys.stdout.isatty():
+        return text
+    control = [*range(9), *range(11, 32), *range(127, 160)]  # not tabs and line ends
+    return text.translate({code: f"\\x{code:02x}" for code in control})
 
 
 def _sample(options: Namespace) -> int:
@@ -275,7 +297,7 @@ def _sample(options: Namespace) -> int:
             if len(texts) >= n or tried >= 100 * n:  # the model may know nothing else
                 break
     for text in texts:
-        print(json.dumps({"text": text}) if options.json else text)
+        print(json.dumps({"text": text}) if options.json else _harmless(text))
     if len(texts) < n:
         return _fail(FAILED, f"only {len(texts)} of {tried} samples are new")
     return DONE

@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import resources
 from random import Random
 
-from .files import printable, read, reason, write_whole
+from .files import one_line, printable, read, reason, write_whole
 
 BUNDLED = "names_us1990"
 UNITS = ("line", "paragraph", "stream")
@@ -69,15 +69,17 @@ def check_stored(source: str) -> None:
     """Raise ValueError unless source, named by a checkpoint, may be loaded without asking the user.
 
     That holds for the bundled names, the names of makemore if they were downloaded before, and a
-    regular file of at most 256 MiB: no device, no pipe, no download.
+    regular file of 1 byte to 256 MiB: no device, no pipe, no download, no computer of a network.
     """
     if source == BUNDLED:
         return
     try:
+        if source.startswith(("//", "\\\\")):  # on Windows this asks another computer
+            raise ValueError("may be on another computer")
         status = os.stat(_makemore_path() if source == "makemore" else source)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("is not a file")
-        if status.st_size > _STORED_LIMIT:
+        if not 0 < status.st_size <= _STORED_LIMIT:  # a file of /proc has 0, and need not end
             raise ValueError(f"has {status.st_size} bytes")
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(source)}: {reason(error)}: give --data") from None
@@ -85,7 +87,8 @@ def check_stored(source: str) -> None:
 
 def check_unit(unit: object) -> None:
     if unit not in UNITS:
-        raise ValueError(f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {unit!r}")
+        found = one_line(repr(unit), 80)
+        raise ValueError(f"unit must be {', '.join(UNITS[:-1])} or {UNITS[-1]}, not {found}")
 
 
 def describe(source: str | os.PathLike[str] | None = None) -> str:

@@ -42,7 +42,9 @@ def named(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise type(error)(f"{printable(path)}: {reason(error)}") from None
+        # A BrokenPipeError is one of stdout, whose reader has had enough.
+        kind = OSError if isinstance(error, BrokenPipeError) else type(error)
+        raise kind(f"{printable(path)}: {reason(error)}") from None
 
 
 @contextmanager

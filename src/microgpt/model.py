@@ -35,6 +35,7 @@ from .core import (
 
 INIT_STD = 0.08  # standard deviation of the untrained parameters
 MAX_SIZE = 10**6  # of each size in Config: a typo must not exhaust memory
+MAX_NUMBERS = 2**26  # see check_numbers
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,34 @@ class Config:
             shapes[f"layer{i}.mlp_fc2"] = (n, 4 * n)
         return shapes
 
+    def numbers(self, rows: int, keys: int) -> int:
+        """Return about how many numbers a forward pass computes; each of rows sees up to keys."""
+        per_layer = 18 * self.n_embd + self.n_head * keys
+        return rows * (3 * self.n_embd + self.n_layer * per_layer + 2 * self.vocab_size)
+
+
+def check_numbers(numbers: int, params: int, what: str) -> None:
+    """Raise ValueError if a model with so many parameters is to hold too many numbers at once.
+
+    A size is a few characters, in a typo as in a file from somebody else; the memory that it asks
+    for is at most that of MAX_NUMBERS, or in proportion to the parameters.
+    """
+    most = max(MAX_NUMBERS, 200 * params)
+    if numbers > most:
+        raise ValueError(f"{what} needs {numbers:.2g} numbers, more than {most:.2g}")
+
 
 class Cache:
     """The keys and values of the tokens that a model has seen, with room for block_size.
 
     It holds numbers without a graph, so it is used under no_grad. `length` counts the tokens.
+    Raises ValueError if it would be very large for the model.
     """
 
     def __init__(self, config: Config) -> None:
+        params = sum(nout * nin for nout, nin in config.shapes().values())
+        numbers = 2 * config.n_layer * config.block_size * config.n_embd
+        check_numbers(numbers, params, f"a cache for block_size {config.block_size}")
         self.length = 0
         self.block_size = config.block_size
         layers = range(config.n_layer)
@@ -125,7 +146,13 @@ class GPT:
 
     def __init__(self, config: Config, rng: Random) -> None:
         self._config = config
-        self._state_dict = self.init_parameters(config, rng)
+        self._state_dict = dict(self.init_parameters(config, rng))
+        for name, matrix in self._state_dict.items():
+            if not (isinstance(name, str) and isinstance(matrix, Matrix)):
+                kind = type(matrix).__name__
+                raise TypeError(f"a parameter is a Matrix with a name, not {kind} {name!r}")
+            if name in ("losses", "__metadata__") or name.startswith("adam."):
+                raise ValueError(f"no parameter can be called {name}: that is used in saved files")
 
     @classmethod
     def init_parameters(cls, config: Config, rng: Random) -> dict[str, Matrix]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,14 @@ except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
 _LOG_START = b'{"step": '
+
+
+class RunKept(OSError):
+    """A file could not be written; the run was saved as `place`."""
+
+    def __init__(self, message: str, place: str) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class Outputs:
@@ -85,11 +94,10 @@ class Outputs:
             if self.out is None:
                 raise
             self.save(run)
-            saved = f"the run was saved as {printable(self.out)}"
-            raise type(error)(f"{error}; {saved}") from None
+            raise RunKept(str(error), self.out) from None
 
     def save(self, run: Run) -> None:
-        """Save the run; if that fails, save it elsewhere and say so in the OSError raised."""
+        """Save the run. Raises RunKept if it had to be saved elsewhere, OSError if it was not."""
         self._write(run, "")  # so that the log is never behind the file
         if self.out is None:
             return
@@ -98,7 +106,12 @@ class Outputs:
             if self._snapshots:
                 save(run, _snapshot(self.out, run.adam.step))
         except OSError as error:
-            raise type(error)(f"{error}; {_rescued(run, self.out)}") from None
+            try:
+                place = _rescued(run, self.out)
+            except OSError as other:
+                reasons = f"{error}; nor could it be saved elsewhere: {reason(other)}"
+                raise OSError(reasons) from None
+            raise RunKept(str(error), place) from None
 
     def __enter__(self) -> Outputs:
         return self
@@ -153,24 +166,21 @@ def _is_snapshot(path: str, out: str, old: Iterable[str]) -> bool:
 
 
 def _rescued(run: Run, out: str) -> str:
-    """Save the run in the folder for temporary files; return where, or why not."""
+    """Save the run in the folder for temporary files; return where."""
+    handle, path = tempfile.mkstemp(suffix=f"-{Path(out).name[-40:]}", prefix="microgpt-")
+    os.close(handle)
     try:
-        handle, path = tempfile.mkstemp(suffix=f"-{Path(out).name[-40:]}", prefix="microgpt-")
-        os.close(handle)
-        try:
-            save(run, path)
-        except BaseException:
-            os.unlink(path)  # it is empty
-            raise
-    except OSError as error:
-        return f"nor could it be saved elsewhere: {reason(error)}"
-    return f"the run was saved as {path}"
+        save(run, path)
+    except BaseException:
+        os.unlink(path)  # it is empty
+        raise
+    return path
 
 
 def _opened_log(path: str, step: int) -> TextIO:
     """Open a log; keep the lines of a resumed run up to its step."""
     with named(path):
-        log = open(path, "a", encoding="utf-8", newline="\n")
+        log = open(path, "a", encoding="utf-8", newline="\n", opener=_opened_at_once)
         try:
             if stat.S_ISREG(os.fstat(log.fileno()).st_mode):  # no terminal, pipe or /dev/null
                 _lock(log)
@@ -180,6 +190,20 @@ def _opened_log(path: str, step: int) -> TextIO:
             log.close()
             raise
     return log
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open a file; do not wait until somebody reads it, if it is a pipe."""
+    if not hasattr(os, "O_NONBLOCK"):
+        return os.open(path, flags, 0o666)
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError("is a pipe that nothing reads") from None
+        raise
+    os.set_blocking(handle, True)
+    return handle
 
 
 def _lock(log: TextIO) -> None:
@@ -200,7 +224,7 @@ def _length_up_to(path: str, step: int) -> int:
     kept = 0
     with open(path, "rb") as file:
         first = file.readline(100)
-        if first[: len(_LOG_START)] != _LOG_START[: len(first)]:
+        if first and not first.startswith(_LOG_START):
             raise ValueError(f"{printable(path)}: is not a log, so it is not overwritten")
         file.seek(0)
         for line in file:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from random import Random
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
@@ -16,11 +18,10 @@ from .core import Replay, grad_enabled
 from .data import check_unit, checked_documents, checksum, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
-from .model import GPT, Config
+from .model import GPT, Config, check_numbers
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
-MAX_POSITIONS = 10**6  # in a step: a typo must not exhaust memory
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,22 @@ class Run:
 
     def __post_init__(self) -> None:
         self._replay = Replay(self.model.packed_loss)
-        self._step_lock = Lock()
-        positions = self.config.batch_size * self.model.config.block_size
-        if positions > MAX_POSITIONS:
-            raise ValueError(
-                f"batch_size {self.config.batch_size} of block_size {self.model.config.block_size} "
-                f"is more than {MAX_POSITIONS} positions per step"
-            )
+        self._step_lock = Lock()  # held by who takes a step, to refuse another one
+        self._whole = RLock()  # held while the run changes, and by who needs all of one time
+        sizes, batch_size = self.model.config, self.config.batch_size
+        longest = min(sizes.block_size, max(map(len, self.documents), default=-1) + 1)
+        numbers = sizes.numbers(batch_size * longest, longest)
+        check_numbers(numbers, self.model.num_params, f"a step of batch_size {batch_size}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # no graphs, no lock
+        with self._whole:  # while another thread trains, all of one step; no graphs, no locks
+            return type(self), deepcopy(tuple(getattr(self, f.name) for f in fields(self)))
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
             raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
+        if name in ("dataset", "sha256"):
+            value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         object.__setattr__(self, name, value)
 
     @property
@@ -169,8 +172,8 @@ def prepare(
     steps to val_fraction: as in TrainConfig; the sizes: as in Config.
 
     Raises TypeError if docs is a string or a document is not; ValueError if there are no
-    documents, one is empty, nothing is left to train on, or a character is not in the alphabet
-    of init; and what Config and TrainConfig raise.
+    documents, one is empty, nothing is left to train on, a character is not in the alphabet
+    of init, or a step would take very much memory; and what Config and TrainConfig raise.
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
     documents = checked_documents(docs)
@@ -212,7 +215,8 @@ def train_step(run: Run) -> float:
     if not run._step_lock.acquire(blocking=False):
         raise RuntimeError("another thread is taking a step of this run")
     try:
-        return _take_step(run)
+        with run._whole:
+            return _take_step(run)
     finally:
         run._step_lock.release()
 
