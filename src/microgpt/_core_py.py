@@ -372,6 +372,26 @@ class Replay:
         return self.f(*ids)
 
 
+def positions(
+    tokens: Sequence[int], starts: Iterable[int] | None = None, block_size: int | None = None
+) -> Sequence[int]:
+    """Return the position of each token in its document: T tokens -> T ints.
+
+    starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
+    block_size: the maximum number of tokens per document.
+
+    Raises ValueError if a document is longer, or starts do not fit.
+
+    >>> positions([5, 0, 7, 5, 2], [0, 3])
+    [0, 1, 2, 0, 1]
+    """
+    first = _first_rows(len(tokens), starts)
+    result = [t - start for t, start in enumerate(first)]
+    if block_size is not None:
+        checks.document_length(max(result) + 1, checks.index(block_size))
+    return result
+
+
 def draw_token(
     probs: Sequence[float], rng: Any, top_k: int | None = None, top_p: float | None = None
 ) -> int:
@@ -423,26 +443,6 @@ def draw_tokens(
             break
     cache.length = position
     return tokens
-
-
-def positions(
-    tokens: Sequence[int], starts: Iterable[int] | None = None, block_size: int | None = None
-) -> Sequence[int]:
-    """Return the position of each token in its document: T tokens -> T ints.
-
-    starts: first rows of the documents packed into tokens, from 0 upwards; None: one document.
-    block_size: the maximum number of tokens per document.
-
-    Raises ValueError if a document is longer, or starts do not fit.
-
-    >>> positions([5, 0, 7, 5, 2], [0, 3])
-    [0, 1, 2, 0, 1]
-    """
-    first = _first_rows(len(tokens), starts)
-    result = [t - start for t, start in enumerate(first)]
-    if block_size is not None:
-        checks.document_length(max(result) + 1, checks.index(block_size))
-    return result
 
 
 def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
