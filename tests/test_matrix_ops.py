@@ -782,7 +782,7 @@ ERRORS = {
     "pack Matrix": (lambda c: c.Matrix.pack([[matrix(c, 1, 1)]]), TypeError, "number, not Matrix"),
     "m[3]": (lambda c: matrix(c, 3, 2)[3], IndexError, "row 3 .* 3 rows"),
     "m[-4]": (lambda c: matrix(c, 3, 2)[-4], IndexError, "row -4 .* 3 rows"),
-    "m[huge]": (lambda c: matrix(c, 3, 2)[10**30], IndexError, "row a number of about 30 digits .* 3 rows"),
+    "m[huge]": (lambda c: matrix(c, 3, 2)[10**30], IndexError, "30 digits .* 3 rows"),
     "m[1.0]": (lambda c: matrix(c, 3, 2)[1.0], TypeError, "int, not float"),
     "m['1']": (lambda c: matrix(c, 3, 2)["1"], TypeError, "int, not str"),
     "m[0, 1]": (lambda c: matrix(c, 3, 2)[0, 1], TypeError, "int, not tuple"),

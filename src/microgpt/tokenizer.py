@@ -72,11 +72,11 @@ class Tokenizer:
             del ids[0]
         if ids and ids[-1] == self.bos:
             del ids[-1]
-        for i in ids:
-            if i == self.bos:
-                raise ValueError(f"BOS (id {i}) occurs inside the text")
-            if not 0 <= i < self.bos:
-                raise ValueError(f"id {i} is not in 0..{self.bos}")
+        if ids and not (min(ids) >= 0 and max(ids) < self.bos):
+            wrong = next(i for i in ids if not 0 <= i < self.bos)
+            if wrong == self.bos:
+                raise ValueError(f"BOS (id {wrong}) occurs inside the text")
+            raise ValueError(f"id {wrong} is not in 0..{self.bos}")
         return "".join([self.chars[i] for i in ids])
 
     def __eq__(self, other: object) -> bool:
