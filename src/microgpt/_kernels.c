@@ -4,12 +4,16 @@
  * stays in registers while the sum is walked once, so that each number loaded serves a row or a
  * column of the tile:
  *
- *   - forward, up to 3 rows of x by 4 rows of w (with AVX-512 8 by 4): both are contiguous along
- *     the sum, so a tile is 12 dot products of four lanes each, and the lanes are added up at the
- *     end. No transposed copy of w is made; for the 16 rows of a document that would cost more
- *     than it saves.
- *   - backward, up to 6 rows by 2 vectors (8 by 2 wider ones): dx = dy w and dw = dy^T x are both
- *     "add a number times a contiguous row", so one function serves them.
+ *   - forward, up to 3 rows of x by 4 rows of w: both are contiguous along the sum, so a tile is
+ *     12 dot products of four lanes each, and the lanes are added up at the end. No transposed
+ *     copy of w is made; for the 16 rows of a document that would cost more than it saves. With
+ *     AVX-512 it pays: 8 columns are a vector then, and up to 7 rows have the four partial sums of
+ *     each in registers.
+ *   - backward, up to 6 rows by 2 vectors (with AVX-512 16 by 1): dx = dy w and dw = dy^T x are
+ *     both "add a number times a contiguous row", so one function serves them.
+ *
+ * With AVX-512 a number that multiplies a vector is used once per load, as a memory operand: on
+ * some processors a broadcast into a wide register takes as long as a product.
  *
  * Tile sizes are constants of inline functions, one compiled case for each, which is what keeps
  * the sums in registers. T rows are split evenly: 7 are 4 + 3, not 6 + 1.
