@@ -8,7 +8,6 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .gradcheck import gradcheck
 
@@ -52,6 +51,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", "gradcheck", *_HOME]
 
+TYPE_CHECKING = False  # typing would take most of the time of the import
 if TYPE_CHECKING:
     from .adam import *  # noqa: F403
     from .checkpoint import *  # noqa: F403

@@ -6,7 +6,10 @@ import math
 import operator
 import sys
 from collections.abc import Iterable
-from typing import Any
+
+TYPE_CHECKING = False  # typing would take most of the time of the import
+if TYPE_CHECKING:
+    from typing import Any
 
 Shape = tuple[int, int]
 

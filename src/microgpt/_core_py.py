@@ -19,9 +19,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
 from itertools import accumulate, starmap
-from typing import Any
 
 from . import _checks as checks
+
+TYPE_CHECKING = False  # typing would take most of the time of the import
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "Matrix",

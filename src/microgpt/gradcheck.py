@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # typing would take most of the time of the import
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def gradcheck(
