@@ -3,12 +3,15 @@
 A program is a list of instructions. Each takes what it needs from what was made before, so
 sub-expressions are shared, and elements, rows and packs of blocks are used like anything else.
 
-MICROGPT_EXAMPLES: how many programs of a kind, ten times as many of Values alone.
-MICROGPT_ROUNDS: how often all of it, each time with other programs.
+MICROGPT_EXAMPLES: how many programs of a kind hypothesis draws, twice as many of Values alone.
+MICROGPT_PROGRAMS: how many programs of blocks, and ten times as many of Values, are drawn without
+it, which takes less time, by MICROGPT_SEED.
 """
 
 import math
 import os
+import random
+import struct
 import time
 from collections import Counter
 
@@ -29,7 +32,8 @@ from ops import (
 )
 
 EXAMPLES = int(os.environ.get("MICROGPT_EXAMPLES", "60"))
-ROUNDS = int(os.environ.get("MICROGPT_ROUNDS", "1"))
+DRAWN = int(os.environ.get("MICROGPT_PROGRAMS", "60"))
+SEED = int(os.environ.get("MICROGPT_SEED", "1"))
 
 settings.register_profile(
     "suite",
@@ -40,7 +44,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 EVERY = settings.get_profile("suite")
-TEN_TIMES_AS_MANY = settings(EVERY, max_examples=10 * EXAMPLES)
+TWICE_AS_MANY = settings(EVERY, max_examples=2 * EXAMPLES)  # of what is quick
 
 TAME = st.floats(-2, 2, allow_subnormal=False).map(lambda x: round(x, 3))
 WILD = st.one_of(
@@ -68,11 +72,34 @@ PROGRAMS = st.tuples(
 )
 
 
-def pytest_generate_tests(metafunc):
-    """Start afresh in each round: hypothesis remembers every program that it drew."""
-    if ROUNDS > 1 and getattr(metafunc.function, "is_hypothesis_test", False):
-        metafunc.fixturenames.append("round")
-        metafunc.parametrize("round", range(ROUNDS))
+def drawn(rng, of_values):
+    """Return a program like those of hypothesis, and an int to pick a root by."""
+
+    def index():
+        return rng.randrange(rng.choice((2, 5, 10_001)))
+
+    def tame():
+        return round(rng.uniform(-2, 2), 3)
+
+    def number():
+        [any_bits] = struct.unpack("<d", rng.randbytes(8))
+        return rng.choice((tame(), tame(), rng.randint(-3, 3), any_bits, rng.choice(SPECIAL)))
+
+    ops = [*VALUE_OPS, "sum", "op of its own"]
+    if of_values:
+        instructions = [
+            (rng.choice(ops), index(), index(), number()) for _ in range(rng.randint(1, 40))
+        ]
+        numbers = [number() for _ in range(rng.randint(1, 6))]
+        return (numbers, instructions, rng.choice((1, 3, 12))), index()
+    blocks = [*OPS, "pack of Values and numbers"]
+    instructions = [
+        (rng.choice(rng.choice((ops, blocks))), index(), index(), tame())
+        for _ in range(rng.randint(1, 20))
+    ]
+    shape = rng.randint(1, 13), rng.choice((1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17))
+    numbers = [tame() for _ in range(rng.randint(1, 3))]
+    return (numbers, shape, rng.randint(1, 5), instructions), index()
 
 
 @pytest.fixture(scope="module")
@@ -197,24 +224,43 @@ def everything_in(nodes):
     ]  # fmt: skip
 
 
-@TEN_TIMES_AS_MANY
-@given(program=WILD_PROGRAMS, i=PICK)
-def test_programs_of_values_have_the_same_bits_in_every_node_of_both_cores(
-    cores, levels, tried, program, i
-):
-    """And meet the same errors at the same places. Values use no kernels, of any level."""
+def compare_values(cores, tried, program, i):
+    """Check that both cores give the same bits in every node, and the same errors."""
     sides = []
-    cores[1]._level(levels[i % len(levels)])
     for c in cores:
         made, errors = run_values(c, program)
         states = [errors, everything_in(made)]
+        nodes = [node for parent in made for node in (parent, *parent._children)]
         for root in (made[-1], made[-1], sum(made[-5:]), pick(made, i)):
             root.backward()
-            states.append(everything_in(made))
+            states.append([*map(float.hex, [node.grad for node in nodes])])
         sides.append(states)
     for mine, other in zip(*sides, strict=True):
         assert mine == other
     tried.update({"programs of Values": 1, "nodes in them": len(made), "errors": len(errors)})
+
+
+@TWICE_AS_MANY
+@given(program=WILD_PROGRAMS, i=PICK)
+def test_programs_of_values_have_the_same_bits_in_every_node_of_both_cores(
+    cores, tried, program, i
+):
+    """And meet the same errors at the same places."""
+    compare_values(cores, tried, program, i)
+
+
+def test_many_programs_of_values_have_the_same_bits_in_every_node_of_both_cores(
+    cores, levels, tried
+):
+    """At each level in turn, though Values use none of their kernels."""
+    for number in range(10 * DRAWN):
+        program, i = drawn(random.Random(f"{SEED} {number} values"), True)
+        cores[1]._level(levels[number % len(levels)])
+        try:
+            compare_values(cores, tried, program, i)
+        except BaseException:
+            print(f"program {number} of MICROGPT_SEED={SEED}: {program}, {i}")
+            raise
 
 
 def test_the_programs_of_values_meet_errors_shared_nodes_and_depth(cores):
@@ -239,11 +285,8 @@ def test_the_programs_of_values_meet_errors_shared_nodes_and_depth(cores):
     assert max(depths) > 20 and sum(shared) > 1000
 
 
-@EVERY
-@given(program=PROGRAMS)
-def test_programs_of_blocks_and_values_agree_and_have_the_same_bits_at_every_level(
-    cores, levels, tried, program
-):
+def compare_blocks(cores, levels, tried, program):
+    """Check that all levels give the same bits, and both cores the same within the tolerance."""
     pure, compiled = cores
     expected, sides = results(pure, program), []
     for level in levels:
@@ -252,13 +295,33 @@ def test_programs_of_blocks_and_values_agree_and_have_the_same_bits_at_every_lev
         assert bits_of(sides[-1]) == bits_of(sides[0])
     (loss, gradients, blocks), (other_loss, other_gradients, other_blocks) = expected, sides[0]
     largest = max(1.0, abs(loss), *(abs(x) for g in [*gradients, *blocks] for x in entries(g)))
-    assume(largest < 1e6)  # else what follows from a rounding in a block grows with it
+    if not largest < 1e6:  # what follows from a rounding in a block grows with it
+        return False
     for mine, other in zip(
         [loss, *gradients, *blocks], [other_loss, *other_gradients, *other_blocks], strict=True
     ):
         for x, y in zip(entries(mine), entries(other), strict=True):
             assert abs(x - y) <= 1e-11 * largest  # of a whole program, not of one op
     tried.update({f"programs of blocks at the levels {', '.join(levels)}": 1})
+    return True
+
+
+@EVERY
+@given(program=PROGRAMS)
+def test_programs_of_blocks_and_values_agree_and_have_the_same_bits_at_every_level(
+    cores, levels, tried, program
+):
+    assume(compare_blocks(cores, levels, tried, program))
+
+
+def test_many_programs_of_blocks_agree_and_have_the_same_bits_at_every_level(cores, levels, tried):
+    for number in range(DRAWN):
+        program, _ = drawn(random.Random(f"{SEED} {number} blocks"), False)
+        try:
+            compare_blocks(cores, levels, tried, program)
+        except BaseException:
+            print(f"program {number} of MICROGPT_SEED={SEED}: {program}")
+            raise
 
 
 @EVERY
