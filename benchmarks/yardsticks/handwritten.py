@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -19,9 +20,11 @@ LEVELS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
+def _folder() -> Path:
     """Return the directory of this process's programs; it is removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="yardsticks-")
+    folder = tempfile.TemporaryDirectory(prefix="yardsticks-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def compiler() -> list[str] | None:
@@ -36,7 +39,7 @@ def compiler() -> list[str] | None:
 @functools.cache
 def levels() -> list[str]:
     """Return the levels of LEVELS that this machine and its compiler have; needs a compiler."""
-    probe = Path(_folder().name) / "probe"
+    probe = _folder() / "probe"
     has = '__builtin_cpu_supports("{}")'
     wanted = {"avx2": ["avx2"], "avx512": [f"avx512{part}" for part in ("f", "vl", "dq", "bw")]}
     found = []
@@ -76,7 +79,7 @@ def build(
         "BATCH": batch,
         "FIRST_STEPS": FIRST_STEPS,
     }
-    program = Path(_folder().name) / "-".join(map(str, ["c", level, *sizes.values()]))
+    program = _folder() / "-".join(map(str, ["c", level, *sizes.values()]))
     flags = [*FLAGS, *([LEVELS[level]] if level in levels() else [])]
     defines = [f"-D{name}={size}" for name, size in sizes.items()]
     build_it = [*command, *flags, *defines, str(SOURCE), "-o", str(program), "-lm"]
