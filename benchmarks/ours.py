@@ -24,33 +24,66 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from yardsticks import BLOCK_SIZE, N_HEAD, Problem, Result  # noqa: E402
+from yardsticks import FIRST_STEPS, N_HEAD, Problem, Result  # noqa: E402
 
 SCRIPT = HERE.parent / "examples" / "script.py"
 
 
-def texts(problem: Problem) -> tuple[str, list[str]]:
-    """Return an alphabet whose ids are those of the problem, and its documents in letters."""
-    alphabet = "".join(chr(ord("a") + i) for i in range(problem.vocab_size - 1))
-    return alphabet, ["".join(alphabet[i] for i in doc[1:-1]) for doc in problem.documents]
+def unshuffled(problem: Problem) -> list[str]:
+    """Return the documents in letters, in the order that is the problem's after a shuffle."""
+    documents = ["".join(chr(ord("a") + i) for i in doc[1:-1]) for doc in problem.documents]
+    order = list(range(len(documents)))
+    random.Random(42).shuffle(order)
+    original = [""] * len(documents)
+    for place, text in zip(order, documents, strict=True):
+        original[place] = text
+    return original
+
+
+def load_text(file: Path, n_embd: int, n_layer: int, batch: int, steps: int) -> Problem:
+    """Return the training on a text that `microgpt train --unit stream --block-size 64` does: the
+    documents of a step are its windows."""
+    import microgpt as mg
+
+    run = mg.prepare(
+        mg.load_documents(file, unit="stream"),
+        unit="stream",
+        steps=steps,
+        batch_size=batch,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=N_HEAD,
+        block_size=64,
+    )
+    windows = [window for step in range(steps) for window in run.batch(step)]
+    state = {name: matrix.tolist() for name, matrix in run.model.state_dict.items()}
+    sizes = run.model.config
+    return Problem(
+        n_embd, n_layer, sizes.vocab_size, state, windows, sizes.block_size, run.documents[0]
+    )
 
 
 def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]:
-    """Take steps through the public API: forward, backward, Adam, schedule, loss stored."""
+    """Take steps through the public API: forward, backward, Adam, schedule, loss stored.
+
+    What it draws from seed 42 are the documents and the parameters of the problem.
+    """
     import microgpt as mg
 
-    alphabet, documents = texts(problem)
-    config = mg.Config(problem.vocab_size, problem.n_layer, problem.n_embd, N_HEAD, BLOCK_SIZE)
-    model = mg.GPT(config, random.Random(0))
-    model.load_state_dict(problem.state)
-    adam = mg.Adam(model.state_dict.values())
-    settings = mg.TrainConfig(steps=steps, batch_size=batch)
-    run = mg.Run(settings, mg.Tokenizer(alphabet), model, adam, random.Random(0), documents)
-    start = time.perf_counter()
-    for _ in range(steps):
+    sizes = {"n_embd": problem.n_embd, "n_layer": problem.n_layer, "block_size": problem.block_size}
+    if problem.text:
+        documents, sizes["unit"] = [problem.text], "stream"
+    else:
+        documents = unshuffled(problem)
+    run = mg.prepare(documents, steps=steps, batch_size=batch, **sizes)
+    for _ in range(FIRST_STEPS):
         mg.train_step(run)
-    elapsed = time.perf_counter() - start
-    return {"losses": run.losses, "microseconds": elapsed / steps / batch * 1e6}
+    start = time.process_time()
+    for _ in range(steps - FIRST_STEPS):
+        mg.train_step(run)
+    elapsed = time.process_time() - start
+    timed = (steps - FIRST_STEPS) * batch
+    return {"losses": run.losses, "microseconds": elapsed / timed * 1e6}
 
 
 def train_script(problem: Problem, steps: int, plain: bool) -> dict[str, object]:
@@ -62,13 +95,10 @@ def train_script(problem: Problem, steps: int, plain: bool) -> dict[str, object]
 
     import microgpt
 
-    _, documents = texts(problem)
-    order = list(range(len(documents)))
-    random.Random(42).shuffle(order)
-    unshuffled = _undo(order, documents)
+    documents = unshuffled(problem)
     module = types.ModuleType("microgpt")
     module.Value = plain_value.Value if plain else microgpt.Value
-    module.load_documents = lambda source: unshuffled
+    module.load_documents = lambda source: documents
     sys.modules["microgpt"] = module
 
     clocks: dict[str, list[float]] = {"begin": [], "differentiated": [], "done": []}
@@ -80,7 +110,7 @@ def train_script(problem: Problem, steps: int, plain: bool) -> dict[str, object]
     ):
         before, after = source.split(line)
         source = f"{before}{line}    {clock}.append(now())\n{after}"
-    names = {"__file__": str(SCRIPT), "now": time.perf_counter, **clocks}
+    names = {"__file__": str(SCRIPT), "now": time.process_time, **clocks}
     sys.argv = [str(SCRIPT), "", str(steps)]
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(source, str(SCRIPT), "exec"), names)
@@ -92,14 +122,6 @@ def train_script(problem: Problem, steps: int, plain: bool) -> dict[str, object]
     }
 
 
-def _undo(order: list[int], shuffled: list[str]) -> list[str]:
-    """Return the list that a shuffle with this order turned into `shuffled`."""
-    original = [""] * len(shuffled)
-    for place, text in zip(order, shuffled, strict=True):
-        original[place] = text
-    return original
-
-
 @dataclass(frozen=True)
 class Program:
     """The package or the script, with the interface of a Yardstick."""
@@ -107,30 +129,36 @@ class Program:
     title: str
     kind: str  # "package", "script" or "plain-script"
     backend: str
+    level: str = "auto"  # of the compiled core's instruction set
+    python: str = sys.executable
     exact: bool = True
 
     def train(self, problem: Problem, steps: int, batch: int = 1) -> Result:
         """Train in a new process. Raises CalledProcessError if it fails."""
         done = subprocess.run(
-            [sys.executable, __file__, self.kind, str(steps), str(batch)],
+            [self.python, __file__, self.kind, str(steps), str(batch)],
             input=pickle.dumps(problem),
             stdout=subprocess.PIPE,
             check=True,
-            env={**os.environ, "MICROGPT_BACKEND": self.backend},
+            env=self._environment(),
         )
         answer = json.loads(done.stdout)
         return Result(answer["losses"], answer["microseconds"], answer.get("until_adam"))
 
     def missing(self) -> str | None:
         """Return why it cannot run here, or None."""
-        command = [sys.executable, "-c", "from microgpt import Value"]
-        env = {**os.environ, "MICROGPT_BACKEND": self.backend}
-        failed = subprocess.run(command, env=env, capture_output=True, text=True)
+        command = [self.python, "-c", "from microgpt import Value"]
+        failed = subprocess.run(command, env=self._environment(), capture_output=True, text=True)
         return failed.stderr.strip().splitlines()[-1] if failed.returncode else None
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "MICROGPT_BACKEND": self.backend, "MICROGPT_SIMD": self.level}
 
 
 PROGRAMS = {
     "microgpt": Program("microgpt, compiled", "package", "cython"),
+    "avx2": Program("microgpt, AVX2", "package", "cython", "avx2"),
+    "baseline": Program("microgpt, baseline", "package", "cython", "baseline"),
     "pure": Program("microgpt, pure Python", "package", "python"),
     "script": Program("the original script", "plain-script", "auto"),
     "drop-in": Program("the script with our Value", "script", "cython"),

@@ -4,7 +4,7 @@
 
     problem = load("names.txt", n_embd=16, n_layer=1)
     result = YARDSTICKS["c"].train(problem, steps=1000, batch=1)
-    result.losses, result.microseconds      # one loss per step; time per document
+    result.losses, result.microseconds  # one loss per step; processor time per document
 
 `missing()` of a Yardstick says why it cannot run here, or is None. Importing this package imports
 the standard library only. Every train is single-threaded; set ONE_THREAD in the environment
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import frameworks, handwritten
-from .problem import BLOCK_SIZE, N_HEAD, Problem, Result, load
+from .problem import FIRST_STEPS, N_HEAD, Problem, Result, load
 
-__all__ = ["BLOCK_SIZE", "N_HEAD", "ONE_THREAD", "YARDSTICKS", "Problem", "Result", "load"]
+__all__ = ["FIRST_STEPS", "N_HEAD", "ONE_THREAD", "YARDSTICKS", "Problem", "Result", "load"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -47,14 +47,32 @@ class Yardstick:
 
 YARDSTICKS = {
     "c": Yardstick("C, float64", True, handwritten.train, handwritten.missing),
+    "c-avx512": Yardstick(
+        "C, float64, AVX-512",
+        True,
+        partial(handwritten.train, level="avx512"),
+        partial(handwritten.missing, "avx512"),
+    ),
     "numpy": Yardstick("NumPy, float64", True, _train_numpy, partial(frameworks.missing, "numpy")),
     "jax": Yardstick(
         "JAX, one scan, float32", False, frameworks.train_jax, partial(frameworks.missing, "jax")
+    ),
+    "jax-steps": Yardstick(
+        "JAX, step by step, float32",
+        False,
+        partial(frameworks.train_jax, scan=False),
+        partial(frameworks.missing, "jax"),
     ),
     "torch": Yardstick(
         "PyTorch eager, float32",
         False,
         frameworks.train_torch,
+        partial(frameworks.missing, "torch"),
+    ),
+    "torch64": Yardstick(
+        "PyTorch eager, float64",
+        True,
+        partial(frameworks.train_torch, dtype="float64"),
         partial(frameworks.missing, "torch"),
     ),
     "torch-flat": Yardstick(

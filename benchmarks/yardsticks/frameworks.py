@@ -1,4 +1,4 @@
-"""microgpt in PyTorch (eager) and JAX (the whole training in one compiled scan), float32.
+"""microgpt in PyTorch (eager) and JAX (the whole training in one compiled scan, or each step).
 
 Neither is needed by anything else here: `missing(name)` says what is not installed.
 """
@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from .problem import BETA1, BETA2, BLOCK_SIZE, EPS, LEARNING_RATE, N_HEAD, Problem, Result
+from .problem import BETA1, BETA2, EPS, FIRST_STEPS, LEARNING_RATE, N_HEAD, Problem, Result
 
 IGNORED = -100  # the target of a position that only pads; PyTorch's default ignore_index
 
@@ -60,7 +60,9 @@ class FlatAdam:
         self.params.addcdiv_(self.mean, self.work, value=-rate * root / (1 - BETA1**t))
 
 
-def train_torch(problem: Problem, steps: int, batch: int = 1, flat: bool = False) -> Result:
+def train_torch(
+    problem: Problem, steps: int, batch: int = 1, flat: bool = False, dtype: str = "float32"
+) -> Result:
     """Train with PyTorch in eager mode, one thread, the batch padded to its longest document.
 
     As is usual: F.scaled_dot_product_attention (13 % faster than two products and a
@@ -81,7 +83,8 @@ def train_torch(problem: Problem, steps: int, batch: int = 1, flat: bool = False
         def __init__(self) -> None:
             super().__init__()
             for name, rows in problem.state.items():
-                self.register_parameter(name.replace(".", "_"), nn.Parameter(torch.tensor(rows)))
+                matrix = nn.Parameter(torch.tensor(rows, dtype=getattr(torch, dtype)))
+                self.register_parameter(name.replace(".", "_"), matrix)
             names = ("attn_wq", "attn_wk", "attn_wv", "attn_wo", "mlp_fc1", "mlp_fc2")
             self.layers = [
                 [getattr(self, f"layer{i}_{name}") for name in names]
@@ -110,8 +113,10 @@ def train_torch(problem: Problem, steps: int, batch: int = 1, flat: bool = False
     else:
         adam = torch.optim.Adam(model.parameters(), betas=(BETA1, BETA2), eps=EPS, fused=True)
     losses = []
-    start = time.perf_counter()
+    start = 0.0
     for step in range(steps):
+        if step == FIRST_STEPS:
+            start = time.process_time()
         docs = problem.batch(step, batch)
         tokens, targets = padded(docs, max(map(len, docs)) - 1)
         loss = model(torch.tensor(tokens), torch.tensor(targets))
@@ -126,22 +131,24 @@ def train_torch(problem: Problem, steps: int, batch: int = 1, flat: bool = False
             adam.param_groups[0]["lr"] = rate
             adam.step()
         losses.append(loss.item())
-    seconds = time.perf_counter() - start
-    return Result(losses, seconds * 1e6 / steps / batch)
+    seconds = time.process_time() - start
+    return Result(losses, seconds * 1e6 / (steps - FIRST_STEPS) / batch)
 
 
-def train_jax(problem: Problem, steps: int, batch: int = 1) -> Result:
-    """Train with JAX: one compiled lax.scan over all steps, documents padded to the block.
+def train_jax(problem: Problem, steps: int, batch: int = 1, scan: bool = True) -> Result:
+    """Train with JAX, float32: one compiled lax.scan over all steps, documents padded to the block.
 
-    The time is that of a second run of the compiled program; compiling is not counted.
+    The time is that of a second run of the compiled program; compiling is not counted. Without
+    `scan` one step is compiled, and a loop in Python takes the steps and fetches each loss.
     """
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.setdefault("XLA_FLAGS", flags)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    causal = jnp.tril(jnp.ones((BLOCK_SIZE, BLOCK_SIZE), bool))
+    causal = jnp.tril(jnp.ones((problem.block_size, problem.block_size), bool))
 
     def rmsnorm(x: Any) -> Any:
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
@@ -185,16 +192,27 @@ def train_jax(problem: Problem, steps: int, batch: int = 1) -> Result:
         return (params, mean, square), loss
 
     params = {name: jnp.array(rows, jnp.float32) for name, rows in problem.state.items()}
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    blocks = [padded(problem.batch(s, batch), BLOCK_SIZE) for s in range(steps)]
+    mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+    if not scan:
+        one_step = jax.jit(step, donate_argnums=0)
+        carry, by_steps, start = (params, mean, square), [], 0.0
+        for index in range(steps):
+            if index == FIRST_STEPS:
+                start = time.process_time()
+            block = padded(problem.batch(index, batch), problem.block_size)
+            carry, loss = one_step(carry, (float(index), *map(np.array, block)))
+            by_steps.append(float(loss))
+        seconds = time.process_time() - start
+        return Result(by_steps, seconds * 1e6 / (steps - FIRST_STEPS) / batch)
+    blocks = [padded(problem.batch(s, batch), problem.block_size) for s in range(steps)]
     given = (
         jnp.arange(steps, dtype=jnp.float32),
         jnp.array([tokens for tokens, _ in blocks]),
         jnp.array([targets for _, targets in blocks]),
     )
-    run = jax.jit(lambda params, given: jax.lax.scan(step, (params, zeros, zeros), given))
+    run = jax.jit(lambda params, given: jax.lax.scan(step, (params, mean, square), given))
     jax.block_until_ready(run(params, given))
-    start = time.perf_counter()
+    start = time.process_time()
     _, losses = jax.block_until_ready(run(params, given))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return Result([float(x) for x in losses], seconds * 1e6 / steps / batch)

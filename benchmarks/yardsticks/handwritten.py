@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -12,18 +12,19 @@ from array import array
 from itertools import accumulate, chain
 from pathlib import Path
 
-from .problem import BLOCK_SIZE, N_HEAD, Problem, Result
+from .problem import FIRST_STEPS, N_HEAD, Problem, Result
 
 SOURCE = Path(__file__).with_name("handwritten.c")
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-std=gnu11", "-Wall", "-Wno-psabi"]
-if platform.machine().lower() in ("x86_64", "amd64"):
-    FLAGS.append("-march=x86-64-v3")
+LEVELS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
+def _folder() -> Path:
     """Return the directory of this process's programs; it is removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="yardsticks-")
+    folder = tempfile.TemporaryDirectory(prefix="yardsticks-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def compiler() -> list[str] | None:
@@ -35,30 +36,53 @@ def compiler() -> list[str] | None:
     return None
 
 
-def missing() -> str | None:
-    """Return why the program cannot be built, or None."""
+@functools.cache
+def levels() -> list[str]:
+    """Return the levels of LEVELS that this machine and its compiler have; needs a compiler."""
+    probe = _folder() / "probe"
+    has = '__builtin_cpu_supports("{}")'
+    wanted = {"avx2": ["avx2"], "avx512": [f"avx512{part}" for part in ("f", "vl", "dq", "bw")]}
+    found = []
+    for level, features in wanted.items():
+        code = f"int main(void) {{ return !({' && '.join(map(has.format, features))}); }}"
+        command = [*(compiler() or []), LEVELS[level], "-x", "c", "-", "-o", str(probe)]
+        built = subprocess.run(command, input=code, text=True, capture_output=True)
+        if built.returncode == 0 and subprocess.run([str(probe)]).returncode == 0:
+            found.append(level)
+    return found
+
+
+def missing(level: str = "avx2") -> str | None:
+    """Return why the program cannot be built or run, or None. Without AVX2 the level "avx2" is
+    what the compiler makes for any machine of this kind."""
     if compiler() is None:
         return "no C compiler: set CC, or install cc, gcc or clang"
+    if level == "avx512" and level not in levels():
+        return "no AVX-512 on this machine, or in its compiler"
     return None
 
 
 @functools.cache
-def build(n_embd: int, n_layer: int, vocab_size: int, batch: int) -> Path:
+def build(
+    n_embd: int, n_layer: int, vocab_size: int, block_size: int, batch: int, level: str
+) -> Path:
     """Compile the program for these sizes and return its path."""
     command = compiler()
     if command is None:
         raise RuntimeError(missing())
-    program = Path(_folder().name) / f"c-{n_embd}-{n_layer}-{vocab_size}-{batch}"
     sizes = {
         "N_EMBD": n_embd,
         "N_LAYER": n_layer,
         "N_HEAD": N_HEAD,
-        "BLOCK": BLOCK_SIZE,
+        "BLOCK": block_size,
         "VOCAB": vocab_size,
         "BATCH": batch,
+        "FIRST_STEPS": FIRST_STEPS,
     }
+    program = _folder() / "-".join(map(str, ["c", level, *sizes.values()]))
+    flags = [*FLAGS, *([LEVELS[level]] if level in levels() else [])]
     defines = [f"-D{name}={size}" for name, size in sizes.items()]
-    build_it = [*command, *FLAGS, *defines, str(SOURCE), "-o", str(program), "-lm"]
+    build_it = [*command, *flags, *defines, str(SOURCE), "-o", str(program), "-lm"]
     subprocess.run(build_it, check=True)
     return program
 
@@ -67,7 +91,7 @@ def write_input(problem: Problem, path: Path, count: int) -> None:
     """Write the sizes, the parameters and the first `count` documents (all, if fewer)."""
     documents = problem.documents[:count]
     starts = [0, *accumulate(map(len, documents))]
-    sizes = [problem.n_embd, problem.n_layer, N_HEAD, BLOCK_SIZE, problem.vocab_size]
+    sizes = [problem.n_embd, problem.n_layer, N_HEAD, problem.block_size, problem.vocab_size]
     rows = chain.from_iterable(problem.state.values())
     with open(path, "wb") as file:
         array("i", [*sizes, len(documents), starts[-1]]).tofile(file)
@@ -76,9 +100,10 @@ def write_input(problem: Problem, path: Path, count: int) -> None:
         array("i", chain.from_iterable(documents)).tofile(file)
 
 
-def train(problem: Problem, steps: int, batch: int = 1) -> Result:
+def train(problem: Problem, steps: int, batch: int = 1, level: str = "avx2") -> Result:
     """Train in C. Raises RuntimeError without a compiler, CalledProcessError if building fails."""
-    program = build(problem.n_embd, problem.n_layer, problem.vocab_size, batch)
+    sizes = problem.n_embd, problem.n_layer, problem.vocab_size, problem.block_size
+    program = build(*sizes, batch, level)
     with tempfile.TemporaryDirectory(prefix="yardsticks-") as folder:
         given, losses = Path(folder) / "input", Path(folder) / "losses"
         write_input(problem, given, steps * batch)

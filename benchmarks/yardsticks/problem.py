@@ -11,30 +11,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 N_HEAD = 4
-BLOCK_SIZE = 16
 LEARNING_RATE, BETA1, BETA2, EPS = 0.01, 0.85, 0.99, 1e-8
+FIRST_STEPS = 2  # of a training, not timed: what they record and allocate serves all others
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A model's sizes, its first parameters and the documents it is trained on."""
+    """A model's sizes, its first parameters and the documents it is trained on.
+
+    `text` is the stream from which the documents were cut, in the order of the steps, if any.
+    """
 
     n_embd: int
     n_layer: int
     vocab_size: int
     state: dict[str, list[list[float]]]  # name -> rows, in the script's order
     documents: list[list[int]]  # token ids with BOS at both ends, shuffled
+    block_size: int = 16
+    text: str = ""
 
     def batch(self, step: int, size: int) -> list[list[int]]:
         """Return the documents of a step, each cut to what fits the block."""
         docs = self.documents
         chosen = (docs[(step * size + b) % len(docs)] for b in range(size))
-        return [doc[: BLOCK_SIZE + 1] for doc in chosen]
+        return [doc[: self.block_size + 1] for doc in chosen]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The loss of every step and the time of the whole training loop for one document."""
+    """The loss of every step, and the processor time of the training loop for one document."""
 
     losses: list[float]
     microseconds: float
@@ -56,7 +61,7 @@ def load(names: str | Path, n_embd: int = 16, n_layer: int = 1, seed: int = 42) 
     vocab_size = bos + 1
     state = {
         "wte": matrix(vocab_size, n_embd),
-        "wpe": matrix(BLOCK_SIZE, n_embd),
+        "wpe": matrix(Problem.block_size, n_embd),
         "lm_head": matrix(vocab_size, n_embd),
     }
     for i in range(n_layer):
