@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from statistics import mean
 
 import pytest
 from processes import microgpt
@@ -38,7 +39,7 @@ def test_train_prints_what_the_original_prints(names, capsys):
         "num docs: 6",
         "vocab size: 12",
         f"num params: {run.model.num_params}",
-        f"step    5 /    5 | loss {run.losses[-1]:.4f}",
+        f"step    5 /    5 | loss {mean(run.losses):.4f} (mean of 5), last {run.losses[-1]:.4f}",
     ]
     assert lines[6] == "--- samples ---"
     assert lines[7:] == [f"sample {i:2}: {name}" for i, name in enumerate(mg.generate(run, 3), 1)]
@@ -282,7 +283,7 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     os.close(master)
     shown = shown.decode()
     assert process.returncode == 0
-    assert "30/30" in shown and "loss" in shown and "steps/s" in shown
+    assert "30/30" in shown and "(mean of 30), last" in shown and "steps/s" in shown
     assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 1
 
 
@@ -421,7 +422,8 @@ def test_a_run_may_start_from_a_model(model, tmp_path, capsys):
     assert f"init: {model} (step 0 / 1)" in lines and "vocab size: 12" in lines
     saved = mg.load(model)
     run = mg.train(["mia", "sam"], steps=1, init=saved)
-    assert lines[-1] == f"step    1 /    1 | loss {run.losses[0]:.4f}"
+    loss = f"{run.losses[0]:.4f}"
+    assert lines[-1] == f"step    1 /    1 | loss {loss} (mean of 1), last {loss}"
     message = fails(capsys, 2, *init, "--n-embd", "8")
     assert f"--n-embd 8 differs from {model}, which has 16" in message
     data.write_text("zoe\n")
@@ -514,8 +516,11 @@ def test_validation_is_shown_beside_two_baselines(names, capsys):
         "validation: 2 docs", f"baselines: uniform {math.log(12):.4f} | bigram {bigram:.4f}"
     ]
     for line, step in zip(lines[7:], (2, 4), strict=True):
-        loss, val_loss = seen[step]["loss"], seen[step]["val_loss"]
-        assert line == f"step    {step} /    4 | loss {loss:.4f} | val loss {val_loss:.4f}"
+        loss, last = mean(run.losses[:step]), run.losses[step - 1]
+        assert line == (
+            f"step    {step} /    4 | loss {loss:.4f} (mean of {step}), last {last:.4f} | "
+            f"val loss {seen[step]['val_loss']:.4f}"
+        )
 
 
 @pytest.mark.parametrize("unit", ["paragraph", "stream"])

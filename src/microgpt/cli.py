@@ -1,4 +1,4 @@
-"""The commands: results on stdout, a progress bar on stderr.
+"""The commands: results on stdout, progress on stderr.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
 """
@@ -18,11 +18,6 @@ from importlib import import_module
 from random import Random
 from typing import Any
 
-try:
-    from tqdm import tqdm
-except ValueError as error:
-    raise ValueError(f"tqdm cannot use one of the environment's TQDM_ variables: {error}") from None
-
 from . import __version__
 from .checkpoint import load, with_documents
 from .core import BACKEND, BACKEND_REASON
@@ -40,8 +35,9 @@ from .files import one_line, printable, reason
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs
+from .progress import Progress
 from .sampling import generate
-from .training import Run, TrainConfig, prepare, steps
+from .training import Run, TrainConfig, describe_losses, prepare, steps
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -107,7 +103,7 @@ def _train(options: Namespace) -> int:
         _print_start(run, options)
         val_loss = _take_steps(run, options, outputs)
     if run.losses:
-        print(_progress(run, run.losses[-1], val_loss))
+        print(_progress(run, val_loss))
     _print_samples(run, options.samples, options.temperature)
     return DONE
 
@@ -195,38 +191,35 @@ def _bigram_loss(run: Run, docs: Sequence[Sequence[int]]) -> float:
     return bigram_loss(run.model, [run.encode(doc) for doc in run.documents], docs)
 
 
-def _progress(run: Run, loss: float, val_loss: float | None) -> str:
+def _progress(run: Run, val_loss: float | None) -> str:
     """Return the progress line of a run."""
-    line = f"step {run.adam.step:4} / {run.config.steps:4} | loss {loss:.4f}"
+    line = f"step {run.adam.step:4} / {run.config.steps:4} | {describe_losses(run)}"
     return line if val_loss is None else f"{line} | val loss {val_loss:.4f}"
 
 
 def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
     """Train to the end; log, print and save on the way; return the last validation loss.
 
-    A progress line is shown on a terminal. Ctrl-C saves the run; a second one does not wait.
+    Ctrl-C saves the run; a second one does not wait.
     """
     val_loss = None
     start = done = run.adam.step  # done: the last step whose log line and samples were written
     total = run.config.steps
-    bar = _progress_bar(start, total)
     try:
-        with bar:
+        with Progress(start, total, None, lines=True) as shown:
             for metrics in steps(run, options.eval_every or 0):
                 step, val_loss = int(metrics["step"]), metrics.get("val_loss")
                 outputs.record(run, metrics)
                 if val_loss is not None and step < total:
-                    bar.write(_progress(run, metrics["loss"], val_loss))
+                    shown.write(_progress(run, val_loss))
                 if options.sample_every and step % options.sample_every == 0:
                     # the same random numbers at each step, so that only the model differs
                     few = generate(run, 5, options.temperature, Random(run.config.seed))
-                    bar.write(f"step {step:4} / {total:4} | {' '.join(few)}")
+                    shown.write(f"step {step:4} / {total:4} | {' '.join(few)}")
                 done = step
                 if options.save_every and step % options.save_every == 0 and step < total:
                     outputs.save(run)
-                if not bar.disable:
-                    bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
-                    bar.update()
+                shown.update(step, lambda: describe_losses(run))
         outputs.save(run)
     except KeyboardInterrupt:
         if outputs.out is None or done < run.adam.step:
@@ -237,14 +230,6 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
     return val_loss
-
-
-def _progress_bar(start: int, total: int) -> Any:
-    """Return a bar that is shown on a terminal. Unusable TQDM_ variables hide it."""
-    try:
-        return tqdm(total=total, initial=start, unit=" steps", disable=None, dynamic_ncols=True)
-    except Exception:  # of any kind, as tqdm evaluates a variable
-        return tqdm(disable=True)
 
 
 def _print_samples(run: Run, n: int, temperature: float) -> None:

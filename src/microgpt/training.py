@@ -17,9 +17,11 @@ from .data import check_unit, checked_documents, checksum, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config
+from .progress import Progress
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
+RECENT = 100  # steps whose mean loss is shown
 MAX_POSITIONS = 10**6  # in a step: a typo must not exhaust memory
 
 
@@ -109,6 +111,12 @@ class Run:
         if name in ("config", "tokenizer", "model", "adam", "rng") and name in vars(self):
             raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
         object.__setattr__(self, name, value)
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last 100 steps, less noisy than the last one; nan before a step."""
+        recent = self.losses[-RECENT:]
+        return math.fsum(recent) / len(recent) if recent else math.nan
 
     @property
     def num_cut(self) -> int:
@@ -270,15 +278,39 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
             raise_pending()
 
 
-def finish(run: Run, eval_every: int = 0, callback: Callback | None = None) -> Run:
+def describe_losses(run: Run) -> str:
+    """Return the mean of the last losses and the last one, as progress lines show them."""
+    n = min(RECENT, len(run.losses))
+    return f"loss {run.recent_loss:.4f} (mean of {n}), last {run.losses[-1]:.4f}"
+
+
+def finish(
+    run: Run,
+    eval_every: int = 0,
+    callback: Callback | None = None,
+    progress: bool | None = None,
+) -> Run:
     """Take the steps that a run has left and return it.
 
     callback: called after each step with its number, counted from 1, and its metrics.
-    eval_every, the metrics and Ctrl-C: as in steps.
+    progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
+    eval_every, the metrics and Ctrl-C: as in steps. The KeyboardInterrupt has the run as `.run`,
+    which finish continues.
     """
-    for metrics in steps(run, eval_every):
-        if callback is not None:
-            callback(int(metrics["step"]), metrics)
+    total = run.config.steps
+    try:
+        with Progress(run.adam.step, total, progress) as shown:
+            for metrics in steps(run, eval_every):
+                if callback is not None:
+                    callback(int(metrics["step"]), metrics)
+                shown.update(int(metrics["step"]), lambda: describe_losses(run))
+    except KeyboardInterrupt as interrupt:
+        interrupt.run = run  # type: ignore[attr-defined]
+        interrupt.args = interrupt.args or (
+            f"interrupted at step {run.adam.step} of {total}; the run is not lost: it is this "
+            "exception's .run (at a prompt: sys.last_value.run), and finish(run) goes on",
+        )
+        raise
     return run
 
 
@@ -287,6 +319,7 @@ def train(
     *,
     eval_every: int = 0,
     callback: Callback | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> Run:
     """Train a GPT on docs and return the run: prepare(docs, **settings), then finish.
@@ -294,4 +327,4 @@ def train(
     >>> train(["emma", "olivia", "ava"], steps=3).adam.step
     3
     """
-    return finish(prepare(docs, **settings), eval_every, callback)
+    return finish(prepare(docs, **settings), eval_every, callback, progress)
