@@ -383,7 +383,7 @@ def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
 CANNOT_CHANGE = {
     "--steps": "11", "--seed": "1", "--lr": "0.02", "--batch-size": "2", "--n-embd": "32",
     "--n-layer": "2", "--n-head": "2", "--block-size": "9", "--val-fraction": "0.5",
-    "--unit": "stream",
+    "--unit": "stream", "--val-seed": "1",
 }  # fmt: skip
 
 
@@ -632,6 +632,39 @@ def test_a_large_file_that_a_file_names_is_not_read(model, tmp_path, capsys):
     assert "has 268435457 bytes: give --data" in fails(capsys, 2, "eval", model)
 
 
+def test_eval_gives_the_same_as_json(model, names, tmp_path, capsys):
+    data = tmp_path / "data.txt"
+    data.write_text("emma\nemil\navaavaava\n")
+    command = ["eval", str(model), "--data", str(data), "--json"]
+    saved = mg.load(model)
+    ids = [saved.encode(doc) for doc in ("emma", "emil", "avaavaava")]
+    found = {
+        "data": str(data), "num_docs": 3, "cut": 1, "loss": mg.mean_loss(saved.model, ids),
+        "uniform": math.log(12), "bigram": None,
+    }  # fmt: skip
+    assert run_command(command) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert run_command([*command, "--training-data", str(names)]) == 0
+    found["bigram"] = mg.bigram_loss(saved.model, [saved.encode(name) for name in NAMES], ids)
+    assert json.loads(capsys.readouterr().out) == {**found, "in_training_data": 1}
+
+
+def test_runs_with_other_seeds_are_measured_on_the_same_documents(names, tmp_path, capsys):
+    out = tmp_path / "m"
+    found = []
+    for seed in (1, 2):
+        command = ["train", "--data", str(names), "--steps", "2", "--val-fraction", "0.4"]
+        command += ["--val-seed", "5", "--seed", str(seed), "--samples", "0", "--out", str(out)]
+        assert run_command(command) == 0
+        saved = mg.load(out, NAMES)
+        assert saved.config.val_seed == 5
+        found.append(set(saved.validation))
+        [measured] = [line.split()[-1] for line in lines_of(capsys) if "val loss" in line]
+        assert run_command(["eval", str(out), "--json"]) == 0
+        assert f"{json.loads(capsys.readouterr().out)['loss']:.4f}" == measured
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
 def test_score_tells_the_loss_at_each_position(model, capsys):
     assert run_command(["score", str(model), "emma", "ava", "--top", "2"]) == 0
     lines = lines_of(capsys)
@@ -708,6 +741,23 @@ def test_info_tells_what_a_report_needs(capsys):
         "installed in", "core", "instruction set", "python", "platform", "cache folder"
     ]  # fmt: skip
     assert ("none (plain Python)" in lines[3]) == (mg.BACKEND == "python")
+
+
+def test_info_tells_what_a_file_holds(model, names, capsys):
+    assert run_command(["info", str(model)]) == 0
+    saved = mg.load(model)
+    lines = lines_of(capsys)
+    assert lines[:4] == [
+        f"model: {model}", f"num params: {saved.model.num_params}",
+        "sizes: vocab_size 12, n_layer 1, n_embd 16, n_head 4, block_size 8",
+        f"alphabet: {saved.tokenizer.chars!r}",
+    ]  # fmt: skip
+    settings = "steps 10, lr 0.01, batch_size 1, seed 42, unit line, val_fraction 0.0"
+    assert lines[4:6] == [f"training: {settings}", "step: 5 / 10"]
+    assert lines[6] == f"loss: {saved.recent_loss:.4f} (mean of 5), last {saved.losses[-1]:.4f}"
+    assert lines[7] == f"tokens: {saved.tokens}"
+    assert lines[9:] == [f"data: {names}", f"data sha256: {saved.sha256}"]
+    assert "not a safetensors file" in fails(capsys, 2, "info", names)
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "eval", "score", "info"])

@@ -460,3 +460,17 @@ def test_a_step_under_no_grad_is_refused():
     with mg.no_grad(), pytest.raises(RuntimeError, match="no_grad"):
         mg.train_step(run)
     assert mg.train_step(run) > 0
+
+
+def test_the_validation_seed_chooses_the_validation_documents_alone():
+    docs = [f"{a}{b}" for a in "abcdef" for b in "abcdef"]
+    one, two, other = (
+        mg.prepare(docs, seed=seed, val_seed=val_seed, val_fraction=0.25, **SMALL)
+        for seed, val_seed in ((1, 7), (2, 7), (1, 8))
+    )
+    assert one.validation == two.validation and len(one.validation) == 9
+    assert set(one.validation) != set(other.validation)
+    assert one.documents != two.documents and sorted(one.documents) == sorted(two.documents)
+    assert sorted(one.documents + one.validation) == docs
+    with pytest.raises(TypeError, match="val_seed must be an int, not str"):
+        mg.TrainConfig(val_seed="7")

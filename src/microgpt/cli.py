@@ -136,16 +136,19 @@ def _prepared(options: Namespace) -> Run:
 def _resumed(options: Namespace) -> Run:
     """Return the run that the options ask to continue."""
     saved = load(options.resume)
-    _check_unchanged(given(options, TrainConfig), vars(saved.config), options.resume)
+    hint = "; --init starts another run from its parameters"
+    _check_unchanged(given(options, TrainConfig), vars(saved.config), options.resume, hint)
     _check_unchanged(given(options, Config), vars(saved.model.config), options.resume)
     return _with_documents(saved, options.resume, options.data)
 
 
-def _check_unchanged(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
+def _check_unchanged(
+    settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str, hint: str = ""
+) -> None:
     for name, value in settings.items():
         if value != fixed[name]:
             flag = flag_of(name)
-            raise ValueError(f"{flag} {value} differs from {path}, which has {fixed[name]}")
+            raise ValueError(f"{flag} {value} differs from {path}, which has {fixed[name]}{hint}")
 
 
 def _with_documents(saved: Run, path: str, source: str | None) -> Run:
@@ -284,16 +287,30 @@ def _eval(options: Namespace) -> int:
         if unit == "stream":
             docs = [window for text in docs for window in windows(text, block_size)]
         ids = [saved.encode(doc) for doc in docs]
-    print(f"data: {describe(saved.dataset if options.data is None else options.data)}")
-    print(f"num docs: {len(docs)}")
+    found: dict[str, Any] = {
+        "data": describe(saved.dataset if options.data is None else options.data),
+        "num_docs": len(docs),
+    }
     if run is not None and options.data is not None and unit != "stream":
         training = set(run.documents)
-        print(f"in the training data: {sum(doc in training for doc in docs)}")
+        found["in_training_data"] = sum(doc in training for doc in docs)
     if cut := sum(len(doc) - 1 > block_size for doc in ids):
-        print(f"longer than block size {block_size}, and cut: {cut}")
-    print(f"loss: {mean_loss(saved.model, ids):.4f}")
-    print(f"uniform: {uniform_loss(saved.model):.4f}")
-    print(f"bigram: {_bigram_loss(run, ids):.4f}" if run else "bigram: - (needs --training-data)")
+        found["cut"] = cut
+    found["loss"] = mean_loss(saved.model, ids)
+    found["uniform"] = uniform_loss(saved.model)
+    found["bigram"] = _bigram_loss(run, ids) if run else None
+    if options.json:
+        print(json.dumps(found, allow_nan=False))
+        return DONE
+    words = {
+        "num_docs": "num docs",
+        "in_training_data": "in the training data",
+        "cut": f"longer than block size {block_size}, and cut",
+    }
+    found["bigram"] = found["bigram"] or "- (needs --training-data)"
+    for name, what in found.items():
+        text = f"{what:.4f}" if isinstance(what, float) else what
+        print(f"{words.get(name, name)}: {text}")
     return DONE
 
 
@@ -340,6 +357,8 @@ def _shown(token: str | None) -> str:
 
 
 def _info(options: Namespace) -> int:
+    if options.model is not None:
+        return _info_of_model(options.model)
     level = "none (plain Python)"
     if BACKEND == "cython":
         level = import_module(f"{__package__}._core")._level()
@@ -351,6 +370,29 @@ def _info(options: Namespace) -> int:
     print(f"platform: {platform.platform()}")
     print(f"cache folder: {cache_folder()}")
     return DONE
+
+
+def _info_of_model(path: str) -> int:
+    with _user_input():
+        run = load(path)
+    print(f"model: {printable(path)}")
+    print(f"num params: {run.model.num_params}")
+    print(f"sizes: {_settings(run.model.config)}")
+    print(f"alphabet: {one_line(repr(run.tokenizer.chars), 200)}")
+    print(f"training: {_settings(run.config)}")
+    print(f"step: {run.adam.step} / {run.config.steps}")
+    if run.losses:
+        print(f"loss: {describe_losses(run).removeprefix('loss ')}")
+    print(f"tokens: {run.tokens}")
+    print(f"seconds: {run.seconds:.1f}")
+    print(f"data: {one_line(describe(run.dataset), 200) if run.dataset else '- (not known)'}")
+    print(f"data sha256: {one_line(run.sha256, 100)}")
+    return DONE
+
+
+def _settings(config: Any) -> str:
+    """Return the settings of a TrainConfig or the sizes of a Config on one line."""
+    return ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
 
 
 COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "score": _score, "info": _info}

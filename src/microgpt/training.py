@@ -37,6 +37,8 @@ class TrainConfig:
         batch_size windows of block_size characters.
     val_fraction: fraction of the documents held out for validation, without duplicates; of a
         stream, the end of the text.
+    val_seed: chooses the validation documents, so that runs with other seeds are measured on the
+        same ones; None: the seed of the run does. Those of a stream depend on neither.
 
     Raises TypeError if a setting has the wrong type, ValueError if it is out of range.
     """
@@ -47,6 +49,7 @@ class TrainConfig:
     seed: int = 42
     unit: str = "line"
     val_fraction: float = 0.0
+    val_seed: int | None = None
 
     def __post_init__(self) -> None:
         checked = {
@@ -56,6 +59,8 @@ class TrainConfig:
             "seed": checks.integer(self.seed, "seed", -(2**64), 2**64),
             "val_fraction": checks.real(self.val_fraction, "val_fraction"),
         }
+        if self.val_seed is not None:
+            checked["val_seed"] = checks.integer(self.val_seed, "val_seed", -(2**64), 2**64)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.val_fraction >= 1:
@@ -164,6 +169,7 @@ def prepare(
     seed: int = TrainConfig.seed,
     unit: str = TrainConfig.unit,
     val_fraction: float = TrainConfig.val_fraction,
+    val_seed: int | None = TrainConfig.val_seed,
     n_layer: int = Config.n_layer,
     n_embd: int = Config.n_embd,
     n_head: int = Config.n_head,
@@ -174,13 +180,13 @@ def prepare(
     docs: the documents; an empty one is an error.
     init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
-    steps to val_fraction: as in TrainConfig; the sizes: as in Config.
+    steps to val_seed: as in TrainConfig; the sizes: as in Config.
 
     Raises TypeError if docs is a string or a document is not; ValueError if there are no
     documents, one is empty, nothing is left to train on, or a character is not in the alphabet
     of init; and what Config and TrainConfig raise.
     """
-    config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
+    config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction, val_seed)
     documents = checked_documents(docs)
     rng = Random(config.seed)
     if init is None:
@@ -190,7 +196,7 @@ def prepare(
         tokenizer, sizes = init.tokenizer, init.model.config
         tokenizer.encode("".join(sorted({char for doc in documents for char in doc})))
     training, validation = train_val_split(
-        documents, rng, config.unit, config.val_fraction, sizes.block_size
+        documents, rng, config.unit, config.val_fraction, sizes.block_size, config.val_seed
     )
     gpt = model(sizes, rng)
     if init is not None:
