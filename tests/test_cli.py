@@ -13,11 +13,12 @@ from contextlib import suppress
 from statistics import mean
 
 import pytest
-from processes import microgpt
+from processes import microgpt, problems
 
 import microgpt as mg
 from microgpt.cli import run_command
 
+NOT_SAVED = "microgpt: the model was not saved: --out FILE keeps it\n"
 NAMES = ["emma", "olivia", "ava", "isabella", "sophia", "mia"]
 
 
@@ -43,7 +44,7 @@ def test_train_prints_what_the_original_prints(names, capsys):
     ]
     assert lines[6] == "--- samples ---"
     assert lines[7:] == [f"sample {i:2}: {name}" for i, name in enumerate(mg.generate(run, 3), 1)]
-    assert err == ""
+    assert err == NOT_SAVED
 
 
 def test_samples_that_stand_in_the_training_data_are_marked(tmp_path, capsys):
@@ -211,7 +212,9 @@ def test_an_interrupt_is_exit_code_130(names, capsys, monkeypatch):
 
     monkeypatch.setattr("microgpt.training.train_step", interrupted)
     assert run_command(["train", "--data", str(names)]) == 130
-    assert capsys.readouterr().err == "microgpt: interrupted\n"
+    assert capsys.readouterr().err == (
+        "microgpt: interrupted at step 0, not saved: --out FILE keeps a run\n"
+    )
 
 
 def test_a_size_that_no_memory_holds_is_exit_code_1(names, capsys):
@@ -225,7 +228,7 @@ def test_a_size_that_no_memory_holds_is_exit_code_1(names, capsys):
 def test_python_m_microgpt_is_the_same_command(names):
     result = microgpt("train", "--data", names, "--steps", 3, "--samples", 2)
     assert result.returncode == 0
-    assert result.stderr == ""  # the progress line is quiet in a pipe
+    assert result.stderr == NOT_SAVED  # no bar in a pipe
     assert result.stdout.startswith(f"core: {mg.BACKEND} (")
     assert len(result.stdout.splitlines()) == 9
 
@@ -284,7 +287,49 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     shown = shown.decode()
     assert process.returncode == 0
     assert "30/30" in shown and "(mean of 30), last" in shown and "steps/s" in shown
-    assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 1
+    assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 2
+
+
+# Advice: one line each, on stderr
+
+
+def advice_of(capsys, *arguments):
+    assert run_command(["train", *arguments]) == 0
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_model_that_is_not_saved_is_said_to_be_gone(names, tmp_path, capsys):
+    short = ["--data", str(names), "--steps", "2"]
+    assert advice_of(capsys, *short) == [NOT_SAVED.strip()]
+    assert advice_of(capsys, *short, "--out", str(tmp_path / "m")) == []
+
+
+def test_documents_that_are_cut_are_said_with_what_to_do(names, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "m")]
+    [line] = advice_of(capsys, "--data", str(names), "--steps", "2", "--block-size", "5", *out)
+    assert "3 of 6 documents are longer than the block size and cut" in line
+    assert "larger block size" in line and "the unit stream" in line
+
+
+def test_a_training_that_went_wrong_is_said_to(names, tmp_path, capsys):
+    common = ["--data", str(names), "--out", str(tmp_path / "m"), "--samples", "0"]
+    [line] = advice_of(capsys, *common, "--steps", "100", "--lr", "100")
+    assert "the loss is above that of a uniform guess, 2.4849" in line and "--lr" in line
+    common += ["--val-fraction", "0.4", "--lr", "0"]
+    [line] = advice_of(capsys, *common, "--steps", "200", "--lr", "0.05")
+    assert "the validation loss is above that of the bigram table" in line
+    assert advice_of(capsys, *common, "--steps", "99", "--lr", "0") == []  # too short to tell
+
+
+def test_without_a_compiler_one_line_says_what_it_costs(names, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("microgpt.training.BACKEND_REASON", "the compiled core was not built")
+    out = ["--out", str(tmp_path / "m")]
+    [line] = advice_of(capsys, "--data", str(names), "--steps", "2", *out)
+    assert "thousands of times" in line and "C compiler" in line
+    for _ in range(2):  # from Python to whoever looks, and not twice
+        mg.train(NAMES, steps=1, progress=True)
+        mg.train(NAMES, steps=1)
+    assert capsys.readouterr().err.count(line) == 1
 
 
 # Saved models
@@ -304,7 +349,7 @@ def model(names, tmp_path):
 
 def lines_of(capsys):
     out, err = capsys.readouterr()
-    assert err == ""
+    assert problems(err) == ""
     return out.splitlines()
 
 
@@ -474,7 +519,10 @@ def test_an_interrupt_saves_first_and_is_exit_code_130(names, tmp_path):
         _, err = process.communicate(timeout=60)
     step = mg.load(out).adam.step
     assert process.returncode == 130
-    assert err.decode() == f"microgpt: interrupted at step {step}, saved as {out}\n"
+    assert problems(err.decode()) == (
+        f"microgpt: interrupted at step {step}, saved as {out}: "
+        f"microgpt train --resume {out} goes on\n"
+    )
     assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["step"] == step
 
 

@@ -38,7 +38,7 @@ def test_the_mean_is_that_of_the_last_hundred_losses():
 
 def test_a_bar_is_drawn_where_someone_looks(monkeypatch, capsys):
     """On a real terminal: test_cli has a test with one."""
-    monkeypatch.setattr(progress, "_someone_looks", lambda: True)
+    monkeypatch.setattr(mg.training, "someone_looks", lambda: True)
     mg.train(DOCS, steps=3, **SMALL)
     assert "3/3" in capsys.readouterr().err
     mg.finish(mg.prepare(DOCS, steps=3, **SMALL), progress=False)

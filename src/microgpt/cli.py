@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,9 +36,9 @@ from .files import one_line, printable, reason
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs
-from .progress import Progress
+from .progress import Progress, someone_looks
 from .sampling import generate
-from .training import Run, TrainConfig, describe_losses, prepare, steps
+from .training import RECENT, Run, TrainConfig, advice, describe_losses, prepare, steps
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -84,8 +85,12 @@ def _user_input() -> Iterator[None]:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"microgpt: {one_line(message)}", file=sys.stderr)
+    _say(message)
     return code
+
+
+def _say(message: str) -> None:
+    print(f"microgpt: {one_line(message)}", file=sys.stderr)
 
 
 def _train(options: Namespace) -> int:
@@ -105,7 +110,25 @@ def _train(options: Namespace) -> int:
     if run.losses:
         print(_progress(run, val_loss))
     _print_samples(run, options.samples, options.temperature)
+    sys.stdout.flush()
+    _advise(run, val_loss)
+    if out is None:
+        _say("the model was not saved: --out FILE keeps it")
     return DONE
+
+
+def _advise(run: Run, val_loss: float | None) -> None:
+    """Say what to try if a training that was not short has not learned as much as it might."""
+    uniform, best = uniform_loss(run.model), "the learning rate may be too high (--lr)"
+    if len(run.losses) < RECENT:
+        return
+    if run.recent_loss > uniform:
+        _say(f"the loss is above that of a uniform guess, {uniform:.4f}: {best}")
+    elif val_loss is not None:
+        bigram = _bigram_loss(run, [run.encode(doc) for doc in run.validation])
+        if val_loss > bigram:
+            _say(f"the validation loss is above that of the bigram table, {bigram:.4f}: more "
+                 f"steps may help (--steps), or {best}")
 
 
 def _check_options(options: Namespace, out: str | None) -> None:
@@ -188,6 +211,8 @@ def _print_start(run: Run, options: Namespace) -> None:
         bigram = _bigram_loss(run, [run.encode(doc) for doc in run.validation])
         print(f"baselines: uniform {uniform_loss(run.model):.4f} | bigram {bigram:.4f}")
     sys.stdout.flush()
+    for line in advice(run):
+        _say(line)
 
 
 def _bigram_loss(run: Run, docs: Sequence[Sequence[int]]) -> float:
@@ -209,7 +234,7 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
     start = done = run.adam.step  # done: the last step whose log line and samples were written
     total = run.config.steps
     try:
-        with Progress(start, total, None, lines=True) as shown:
+        with Progress(start, total, someone_looks(), lines=True) as shown:
             for metrics in steps(run, options.eval_every or 0):
                 step, val_loss = int(metrics["step"]), metrics.get("val_loss")
                 outputs.record(run, metrics)
@@ -225,11 +250,18 @@ def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
                 shown.update(step, lambda: describe_losses(run))
         outputs.save(run)
     except KeyboardInterrupt:
-        if outputs.out is None or done < run.adam.step:
+        if done < run.adam.step:
             raise
+        if outputs.out is None:
+            raise KeyboardInterrupt(
+                f"interrupted at step {done}, not saved: --out FILE keeps a run"
+            ) from None
         outputs.save(run)
         path = printable(outputs.out)
-        raise KeyboardInterrupt(f"interrupted at step {done}, saved as {path}") from None
+        raise KeyboardInterrupt(
+            f"interrupted at step {done}, saved as {path}: "
+            f"microgpt train --resume {shlex.quote(path)} goes on"
+        ) from None
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
     return val_loss

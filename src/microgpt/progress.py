@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from time import perf_counter
@@ -14,22 +15,19 @@ class Progress:
     """Show the steps of a training on stderr, until the `with` block ends.
 
     step, total: the steps taken so far, and all of them.
-    bar: whether to draw one; None: on a terminal and in a notebook.
-    lines: where there is no bar, write a line every few seconds.
-
-    `shown` tells whether there is a bar.
+    bar: whether to draw a bar.
+    lines: where there is none, write a line every few seconds.
     """
 
-    def __init__(self, step: int, total: int, bar: bool | None, lines: bool = False) -> None:
-        self._bar = _bar(step, total) if bar or (bar is None and _someone_looks()) else None
-        self.shown = self._bar is not None
-        self._total, self._pause = total, BAR_SECONDS if self.shown else LINE_SECONDS
-        self._due = perf_counter() + self._pause if self.shown or lines else float("inf")
+    def __init__(self, step: int, total: int, bar: bool, lines: bool = False) -> None:
+        self._bar = _bar(step, total) if bar else None
+        self._total, self._pause = total, LINE_SECONDS if self._bar is None else BAR_SECONDS
+        self._due = math.inf if self._bar is None and not lines else perf_counter() + self._pause
 
     def update(self, step: int, describe: Callable[[], str]) -> None:
         """Show, if it is time to, that a step is done, and the text that describe returns."""
         now = perf_counter()
-        if now < self._due and not (self.shown and step == self._total):
+        if now < self._due and (self._bar is None or step < self._total):
             return
         self._due = now + self._pause
         if self._bar is None:
@@ -53,7 +51,8 @@ class Progress:
             self._bar.close()
 
 
-def _someone_looks() -> bool:
+def someone_looks() -> bool:
+    """Return whether stderr is a terminal, or this is a notebook."""
     return _in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 

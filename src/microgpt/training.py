@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
@@ -12,12 +13,12 @@ from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import Replay, grad_enabled
+from .core import BACKEND_REASON, Replay, grad_enabled
 from .data import check_unit, checked_documents, checksum, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config
-from .progress import Progress
+from .progress import Progress, someone_looks
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
@@ -284,6 +285,25 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
             raise_pending()
 
 
+def advice(run: Run) -> list[str]:
+    """Return what is worth knowing before a run is trained, in lines."""
+    lines = []
+    if BACKEND_REASON == "the compiled core was not built":
+        lines.append(
+            "the compiled core was not built, so this takes thousands of times as long: "
+            "get a C compiler and install microgpt again (pip install --force-reinstall)"
+        )
+    if run.num_cut:
+        lines.append(
+            f"{run.num_cut} of {len(run.documents)} documents are longer than the block size "
+            "and cut: a larger block size uses more of them, the unit stream all of the text"
+        )
+    return lines
+
+
+_given: set[str] = set()  # what finish has said: it says nothing twice
+
+
 def describe_losses(run: Run) -> str:
     """Return the mean of the last losses and the last one, as progress lines show them."""
     n = min(RECENT, len(run.losses))
@@ -303,9 +323,13 @@ def finish(
     eval_every, the metrics and Ctrl-C: as in steps. The KeyboardInterrupt has the run as `.run`,
     which finish continues.
     """
-    total = run.config.steps
+    total, bar = run.config.steps, someone_looks() if progress is None else progress
+    for line in advice(run) if bar else ():
+        if line not in _given:
+            _given.add(line)
+            print(f"microgpt: {line}", file=sys.stderr)
     try:
-        with Progress(run.adam.step, total, progress) as shown:
+        with Progress(run.adam.step, total, bar) as shown:
             for metrics in steps(run, eval_every):
                 if callback is not None:
                     callback(int(metrics["step"]), metrics)
