@@ -69,7 +69,7 @@ class TrainConfig:
         check_unit(self.unit)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training: its data, its model and its progress.
 
@@ -109,6 +109,11 @@ class Run:
                 f"batch_size {self.config.batch_size} of block_size {self.model.config.block_size} "
                 f"is more than {MAX_POSITIONS} positions per step"
             )
+
+    def __repr__(self) -> str:
+        model = f"{type(self.model).__name__} {self.model.num_params:,} params"
+        loss = f"loss {self.recent_loss:.2f}, " if self.losses else ""
+        return f"Run(step {self.adam.step} of {self.config.steps}, {loss}{model})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), tuple(getattr(self, f.name) for f in fields(self))  # no graphs, no lock
@@ -206,7 +211,7 @@ def prepare(
         config,
         tokenizer,
         gpt,
-        Adam(gpt.named_parameters().values()),
+        Adam(gpt.parameters()),
         rng,
         training,
         validation,
