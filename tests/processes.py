@@ -1,6 +1,7 @@
 """Code of the tests that runs in a Python of its own: it may crash there, and is measured alone."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -49,3 +50,19 @@ def microgpt(*arguments, cwd=None, drop=(), encoding="utf-8", **environment):
         capture_output=True, cwd=cwd, encoding=encoding, timeout=300,
         env={key: value for key, value in variables.items() if key not in drop},
     )  # fmt: skip
+
+
+NEWS = re.compile(
+    r"""^( step[ ]+[0-9]+[ ]/[ ].*
+       | microgpt:[ ]the[ ]model[ ]was[ ]not[ ]saved:[ ].*
+       | microgpt:[ ][0-9]+[ ]of[ ][0-9]+[ ]documents[ ]are[ ]longer[ ]than[ ]the[ ]block[ ]size.*
+       | microgpt:[ ]the[ ]compiled[ ]core[ ]was[ ]not[ ]built,.*
+       | microgpt:[ ]the[ ](validation[ ])?loss[ ]is[ ]above[ ]that[ ]of[ ].*
+       )(\n|\Z)""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def problems(err):
+    """Return what stderr holds but progress and advice."""
+    return NEWS.sub("", err)

@@ -70,6 +70,7 @@ def test_a_saved_run_samples_as_the_run_itself_would(path):
 
 def test_what_is_known_of_a_run_comes_back(path):
     settings = {"steps": 9, "seed": -3, "lr": 0.1, "batch_size": 2, "val_fraction": 0.5}
+    settings["val_seed"] = 2**64
     run = mg.prepare(["é😀", "b\n"], unit="paragraph", **settings)
     run.dataset = "odd 'näme'.txt"
     mg.save(run, path)
@@ -78,6 +79,14 @@ def test_what_is_known_of_a_run_comes_back(path):
     assert (saved.dataset, saved.sha256) == (run.dataset, mg.checksum(["é😀", "b\n"]))
     assert (saved.tokenizer, saved.model.config) == (run.tokenizer, run.model.config)
     assert saved.sha256 == run.sha256 and saved.documents == saved.validation == []
+
+
+def test_a_file_from_before_the_validation_seed_loads(path):
+    mg.save(mg.prepare(DOCS, val_fraction=0.5), path)
+    expected = mg.load(path, DOCS).validation
+    path.write_bytes(with_training(without="val_seed")(*parts(path.read_bytes())))
+    saved = mg.load(path, DOCS)
+    assert saved.config.val_seed is None and saved.validation == expected
 
 
 def test_other_data_is_refused(path):
@@ -255,7 +264,8 @@ def test_the_library_reads_what_we_write(path):
     assert json.loads(metadata["config"]) == {"vocab_size": run.tokenizer.vocab_size, **SIZES}
     training, state = json.loads(metadata["training"]), json.loads(metadata["state"])
     assert training == {
-        "steps": 5, "lr": 0.01, "batch_size": 1, "seed": 42, "unit": "line", "val_fraction": 0.0
+        "steps": 5, "lr": 0.01, "batch_size": 1, "seed": 42, "unit": "line", "val_fraction": 0.0,
+        "val_seed": None,
     }  # fmt: skip
     assert (state["step"], state["tokens"], state["seconds"]) == (3, run.tokens, run.seconds)
     assert (metadata["model"], metadata["alphabet"]) == ("GPT", run.tokenizer.chars)
@@ -403,6 +413,7 @@ BAD = {
     "negative steps": (with_training(steps=-1), "steps must be at least 0, not -1"),
     "empty batches": (with_training(batch_size=0), "batch_size must be at least 1, not 0"),
     "no lr": (with_training(without="lr"), "lr"),
+    "val_seed": (with_training(val_seed=True), "val_seed must be an int, not bool"),
     "a setting too many": (with_training(split="lines"), "the training has unknown or missing"),
     "a setting with a long name": (with_training(**{"x" * 9000: 1}), "the training has unknown"),
     "a setting that does not print": (with_training(**{"\x1b[2J": 1}), "the training has unknown"),

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from statistics import mean
 
 import pytest
-from processes import microgpt
+from processes import microgpt, problems
 
 import microgpt as mg
 from microgpt.cli import run_command
 
+NOT_SAVED = "microgpt: the model was not saved: --out FILE keeps it\n"
 NAMES = ["emma", "olivia", "ava", "isabella", "sophia", "mia"]
 
 
@@ -38,11 +40,11 @@ def test_train_prints_what_the_original_prints(names, capsys):
         "num docs: 6",
         "vocab size: 12",
         f"num params: {run.model.num_params}",
-        f"step    5 /    5 | loss {run.losses[-1]:.4f}",
+        f"step    5 /    5 | loss {mean(run.losses):.4f} (mean of 5), last {run.losses[-1]:.4f}",
     ]
     assert lines[6] == "--- samples ---"
     assert lines[7:] == [f"sample {i:2}: {name}" for i, name in enumerate(mg.generate(run, 3), 1)]
-    assert err == ""
+    assert err == NOT_SAVED
 
 
 def test_samples_that_stand_in_the_training_data_are_marked(tmp_path, capsys):
@@ -210,7 +212,9 @@ def test_an_interrupt_is_exit_code_130(names, capsys, monkeypatch):
 
     monkeypatch.setattr("microgpt.training.train_step", interrupted)
     assert run_command(["train", "--data", str(names)]) == 130
-    assert capsys.readouterr().err == "microgpt: interrupted\n"
+    assert capsys.readouterr().err == (
+        "microgpt: interrupted at step 0, not saved: --out FILE keeps a run\n"
+    )
 
 
 def test_a_size_that_no_memory_holds_is_exit_code_1(names, capsys):
@@ -224,7 +228,7 @@ def test_a_size_that_no_memory_holds_is_exit_code_1(names, capsys):
 def test_python_m_microgpt_is_the_same_command(names):
     result = microgpt("train", "--data", names, "--steps", 3, "--samples", 2)
     assert result.returncode == 0
-    assert result.stderr == ""  # the progress line is quiet in a pipe
+    assert result.stderr == NOT_SAVED  # no bar in a pipe
     assert result.stdout.startswith(f"core: {mg.BACKEND} (")
     assert len(result.stdout.splitlines()) == 9
 
@@ -282,8 +286,50 @@ def test_a_terminal_shows_one_line_of_progress_that_is_overwritten(names):
     os.close(master)
     shown = shown.decode()
     assert process.returncode == 0
-    assert "30/30" in shown and "loss" in shown and "steps/s" in shown
-    assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 1
+    assert "30/30" in shown and "(mean of 30), last" in shown and "steps/s" in shown
+    assert "\r" in shown and shown.replace("\r\n", "\n").count("\n") == 2
+
+
+# Advice: one line each, on stderr
+
+
+def advice_of(capsys, *arguments):
+    assert run_command(["train", *arguments]) == 0
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_model_that_is_not_saved_is_said_to_be_gone(names, tmp_path, capsys):
+    short = ["--data", str(names), "--steps", "2"]
+    assert advice_of(capsys, *short) == [NOT_SAVED.strip()]
+    assert advice_of(capsys, *short, "--out", str(tmp_path / "m")) == []
+
+
+def test_documents_that_are_cut_are_said_with_what_to_do(names, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "m")]
+    [line] = advice_of(capsys, "--data", str(names), "--steps", "2", "--block-size", "5", *out)
+    assert "3 of 6 documents are longer than the block size and cut" in line
+    assert "larger block size" in line and "the unit stream" in line
+
+
+def test_a_training_that_went_wrong_is_said_to(names, tmp_path, capsys):
+    common = ["--data", str(names), "--out", str(tmp_path / "m"), "--samples", "0"]
+    [line] = advice_of(capsys, *common, "--steps", "100", "--lr", "100")
+    assert "the loss is above that of a uniform guess, 2.4849" in line and "--lr" in line
+    common += ["--val-fraction", "0.4", "--lr", "0"]
+    [line] = advice_of(capsys, *common, "--steps", "200", "--lr", "0.05")
+    assert "the validation loss is above that of the bigram table" in line
+    assert advice_of(capsys, *common, "--steps", "99", "--lr", "0") == []  # too short to tell
+
+
+def test_without_a_compiler_one_line_says_what_it_costs(names, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("microgpt.training.BACKEND_REASON", "the compiled core was not built")
+    out = ["--out", str(tmp_path / "m")]
+    [line] = advice_of(capsys, "--data", str(names), "--steps", "2", *out)
+    assert "thousands of times" in line and "C compiler" in line
+    for _ in range(2):  # from Python to whoever looks, and not twice
+        mg.train(NAMES, steps=1, progress=True)
+        mg.train(NAMES, steps=1)
+    assert capsys.readouterr().err.count(line) == 1
 
 
 # Saved models
@@ -303,7 +349,7 @@ def model(names, tmp_path):
 
 def lines_of(capsys):
     out, err = capsys.readouterr()
-    assert err == ""
+    assert problems(err) == ""
     return out.splitlines()
 
 
@@ -382,7 +428,7 @@ def test_what_is_no_log_is_not_cut(content, model, tmp_path, capsys):
 CANNOT_CHANGE = {
     "--steps": "11", "--seed": "1", "--lr": "0.02", "--batch-size": "2", "--n-embd": "32",
     "--n-layer": "2", "--n-head": "2", "--block-size": "9", "--val-fraction": "0.5",
-    "--unit": "stream",
+    "--unit": "stream", "--val-seed": "1",
 }  # fmt: skip
 
 
@@ -421,7 +467,8 @@ def test_a_run_may_start_from_a_model(model, tmp_path, capsys):
     assert f"init: {model} (step 0 / 1)" in lines and "vocab size: 12" in lines
     saved = mg.load(model)
     run = mg.train(["mia", "sam"], steps=1, init=saved)
-    assert lines[-1] == f"step    1 /    1 | loss {run.losses[0]:.4f}"
+    loss = f"{run.losses[0]:.4f}"
+    assert lines[-1] == f"step    1 /    1 | loss {loss} (mean of 1), last {loss}"
     message = fails(capsys, 2, *init, "--n-embd", "8")
     assert f"--n-embd 8 differs from {model}, which has 16" in message
     data.write_text("zoe\n")
@@ -473,7 +520,10 @@ def test_an_interrupt_saves_first_and_is_exit_code_130(names, tmp_path):
         _, err = process.communicate(timeout=60)
     step = mg.load(out).adam.step
     assert process.returncode == 130
-    assert err.decode() == f"microgpt: interrupted at step {step}, saved as {out}\n"
+    assert problems(err.decode()) == (
+        f"microgpt: interrupted at step {step}, saved as {out}: "
+        f"microgpt train --resume {out} goes on\n"
+    )
     assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["step"] == step
 
 
@@ -515,8 +565,11 @@ def test_validation_is_shown_beside_two_baselines(names, capsys):
         "validation: 2 docs", f"baselines: uniform {math.log(12):.4f} | bigram {bigram:.4f}"
     ]
     for line, step in zip(lines[7:], (2, 4), strict=True):
-        loss, val_loss = seen[step]["loss"], seen[step]["val_loss"]
-        assert line == f"step    {step} /    4 | loss {loss:.4f} | val loss {val_loss:.4f}"
+        loss, last = mean(run.losses[:step]), run.losses[step - 1]
+        assert line == (
+            f"step    {step} /    4 | loss {loss:.4f} (mean of {step}), last {last:.4f} | "
+            f"val loss {seen[step]['val_loss']:.4f}"
+        )
 
 
 @pytest.mark.parametrize("unit", ["paragraph", "stream"])
@@ -647,6 +700,39 @@ def test_a_large_file_that_a_file_names_is_not_read(model, tmp_path, capsys):
     assert "has 268435457 bytes: give --data" in fails(capsys, 2, "eval", model)
 
 
+def test_eval_gives_the_same_as_json(model, names, tmp_path, capsys):
+    data = tmp_path / "data.txt"
+    data.write_text("emma\nemil\navaavaava\n")
+    command = ["eval", str(model), "--data", str(data), "--json"]
+    saved = mg.load(model)
+    ids = [saved.encode(doc) for doc in ("emma", "emil", "avaavaava")]
+    found = {
+        "data": str(data), "num_docs": 3, "cut": 1, "loss": mg.mean_loss(saved.model, ids),
+        "uniform": math.log(12), "bigram": None,
+    }  # fmt: skip
+    assert run_command(command) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert run_command([*command, "--training-data", str(names)]) == 0
+    found["bigram"] = mg.bigram_loss(saved.model, [saved.encode(name) for name in NAMES], ids)
+    assert json.loads(capsys.readouterr().out) == {**found, "in_training_data": 1}
+
+
+def test_runs_with_other_seeds_are_measured_on_the_same_documents(names, tmp_path, capsys):
+    out = tmp_path / "m"
+    found = []
+    for seed in (1, 2):
+        command = ["train", "--data", str(names), "--steps", "2", "--val-fraction", "0.4"]
+        command += ["--val-seed", "5", "--seed", str(seed), "--samples", "0", "--out", str(out)]
+        assert run_command(command) == 0
+        saved = mg.load(out, NAMES)
+        assert saved.config.val_seed == 5
+        found.append(set(saved.validation))
+        [measured] = [line.split()[-1] for line in lines_of(capsys) if "val loss" in line]
+        assert run_command(["eval", str(out), "--json"]) == 0
+        assert f"{json.loads(capsys.readouterr().out)['loss']:.4f}" == measured
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
 def test_score_tells_the_loss_at_each_position(model, capsys):
     assert run_command(["score", str(model), "emma", "ava", "--top", "2"]) == 0
     lines = lines_of(capsys)
@@ -723,6 +809,23 @@ def test_info_tells_what_a_report_needs(capsys):
         "installed in", "core", "instruction set", "python", "platform", "cache folder"
     ]  # fmt: skip
     assert ("none (plain Python)" in lines[3]) == (mg.BACKEND == "python")
+
+
+def test_info_tells_what_a_file_holds(model, names, capsys):
+    assert run_command(["info", str(model)]) == 0
+    saved = mg.load(model)
+    lines = lines_of(capsys)
+    assert lines[:4] == [
+        f"model: {model}", f"num params: {saved.model.num_params}",
+        "sizes: vocab_size 12, n_layer 1, n_embd 16, n_head 4, block_size 8",
+        f"alphabet: {saved.tokenizer.chars!r}",
+    ]  # fmt: skip
+    settings = "steps 10, lr 0.01, batch_size 1, seed 42, unit line, val_fraction 0.0"
+    assert lines[4:6] == [f"training: {settings}", "step: 5 / 10"]
+    assert lines[6] == f"loss: {saved.recent_loss:.4f} (mean of 5), last {saved.losses[-1]:.4f}"
+    assert lines[7] == f"tokens: {saved.tokens}"
+    assert lines[9:] == [f"data: {names}", f"data sha256: {saved.sha256}"]
+    assert "not a safetensors file" in fails(capsys, 2, "info", names)
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "eval", "score", "info"])

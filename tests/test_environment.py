@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="written for POSIX")
 
 # Their output is compared as bytes.
 microgpt = partial(processes.microgpt, encoding=None, PYTHONPATH=str(PACKAGE))
-TRAIN = ("train", "--steps", 2, "--samples", 1)
+TRAIN = ("train", "--steps", 2, "--samples", 1, "--out", os.devnull)
 
 
 @pytest.fixture

@@ -42,7 +42,40 @@ def test_a_new_matrix_is_zero(core):
     assert m.shape == (2, 3)
     assert len(m) == 2
     assert m.tolist() == m.grad.tolist() == [[0.0] * 3] * 2
-    assert repr(m) == "Matrix(2, 3)"
+
+
+def test_a_matrix_is_shown_by_what_makes_it_or_by_its_shape(core):
+    m = core.Matrix.of([[1, -0.5], [3, 4]])
+    assert repr(m) == "Matrix.of([[1.0, -0.5], [3.0, 4.0]])"
+    assert eval(repr(m), vars(core)).tolist() == m.tolist()
+    assert repr(core.Matrix(27, 16)) == repr(core.Matrix(28, 16)[:27]) == "<Matrix 27 x 16>"
+    assert repr(core.Matrix.of([[1 / 3] * 9])) == "<Matrix 1 x 9>"
+
+
+def test_a_notebook_shows_a_matrix_as_a_table(core):
+    rows = "<tr><td>1</td><td>-0.3333</td></tr><tr><td>1e+20</td><td>nan</td></tr>"
+    assert core.Matrix.of([[1, -1 / 3], [1e20, math.nan]])._repr_html_() == (
+        f"<table><caption>Matrix 2 x 2</caption><tbody>{rows}</tbody></table>"
+    )
+    large = core.Matrix(27, 16)._repr_html_()
+    assert "<caption>Matrix 27 x 16</caption>" in large
+    assert large.count("<tr>") == 13 and large.count("<td>0</td>") == 144
+    assert large.count("<td>…</td>") == 12 + 13
+
+
+def test_numpy_takes_the_numbers_of_a_matrix(core):
+    numpy = pytest.importorskip("numpy")
+    m = core.Matrix.of([[1, 2, 3], [4, 5, 6]])
+    array = numpy.asarray(m)
+    assert array.dtype == numpy.float64 and array.tolist() == m.tolist()
+    assert numpy.array(m, dtype="int32").tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert numpy.stack([m, m]).shape == (2, 2, 3) and numpy.mean(m[1:]) == 5.0
+    copied = numpy.array(m)
+    copied[0, 0] = 9.0
+    assert m.tolist()[0][0] == 1.0
+    if is_compiled(core):  # without a copy
+        array[0, 0] = 9.0
+        assert m.tolist()[0][0] == 9.0
 
 
 def test_a_new_matrix_is_zero_where_other_blocks_lay_before(core):

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import pytest
 from checkpoint_files import numbers
+from processes import problems
 
 import microgpt as mg
 from microgpt import cli, files, outputs, safetensors
@@ -75,6 +76,7 @@ def microgpt(capsys, *arguments):
     """Run a command; return its exit code, stdout and stderr, which is one line if it failed."""
     code = run_command([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
+    err = problems(err)
     assert err.count("\n") == (code != 0) and (not err or err.startswith("microgpt: "))
     return code, out, err
 
@@ -532,8 +534,9 @@ def test_a_write_that_ends_in_the_middle_leaves_what_was_there(folder):
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "TMPDIR": "../tmp"}
     )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("microgpt: half: File too large; nor could it be saved elsewhere")
+    err = problems(done.stderr)
+    assert done.returncode == 1 and err.count("\n") == 1
+    assert err.startswith("microgpt: half: File too large; nor could it be saved elsewhere")
     assert contents(folder.parent) == before
 
 

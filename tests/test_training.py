@@ -522,3 +522,45 @@ def test_a_step_under_no_grad_is_refused():
     with mg.no_grad(), pytest.raises(RuntimeError, match="no_grad"):
         mg.train_step(run)
     assert mg.train_step(run) > 0
+
+
+def test_the_validation_seed_chooses_the_validation_documents_alone():
+    docs = [f"{a}{b}" for a in "abcdef" for b in "abcdef"]
+    one, two, other = (
+        mg.prepare(docs, seed=seed, val_seed=val_seed, val_fraction=0.25, **SMALL)
+        for seed, val_seed in ((1, 7), (2, 7), (1, 8))
+    )
+    assert one.validation == two.validation and len(one.validation) == 9
+    assert set(one.validation) != set(other.validation)
+    assert one.documents != two.documents and sorted(one.documents) == sorted(two.documents)
+    assert sorted(one.documents + one.validation) == docs
+    with pytest.raises(TypeError, match="val_seed must be an int, not str"):
+        mg.TrainConfig(val_seed="7")
+
+
+def test_what_a_notebook_shows_is_short():
+    run = mg.train(DOCS, steps=3, n_embd=32)
+    loss = sum(run.losses) / 3
+    assert repr(run) == f"Run(step 3 of 3, loss {loss:.2f}, GPT {run.model.num_params:,} params)"
+    assert repr(mg.prepare(["ab"], steps=5)) == "Run(step 0 of 5, GPT 3,424 params)"
+    sizes = "vocab_size 12, n_layer 1, n_embd 32, n_head 4, block_size 16"
+    assert repr(run.model) == f"GPT({run.model.num_params:,} params, {sizes})"
+    assert repr(run.adam) == "Adam(step 3, 9 Matrices, beta1 0.85, beta2 0.99, eps 1e-08)"
+    assert repr(mg.Cache(run.model.config)) == "Cache(0 of 16 tokens)"
+    assert "GPT.packed_loss of GPT(" in repr(mg.Replay(run.model.packed_loss))
+
+
+def test_parameters_and_a_call_are_there_for_who_expects_them():
+    run = mg.prepare(["ab"])
+    assert run.model.parameters() == list(run.model.state_dict.values())
+    assert run.model.parameters() == list(run.adam.params)
+    assert run.model([0, 1]).tolist() == run.model.forward([0, 1]).tolist()
+    trace = {}
+    with mg.no_grad():
+        run.model([0], mg.Cache(run.model.config), trace=trace)
+    assert "logits" in trace
+
+
+def test_the_names_of_the_package_are_the_public_ones():
+    names = [name for name in dir(mg) if not name.startswith("__")]
+    assert sorted(names) == sorted(set(mg.__all__) - {"__version__"})

@@ -7,6 +7,7 @@ in test_random_programs.
 import doctest
 import inspect
 import math
+import pydoc
 import random
 
 import pytest
@@ -270,7 +271,9 @@ def test_classes_have_the_same_members(cores, name):
 
 
 def parameters(function):
-    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    """Return names, kinds, defaults and types, with that of the result."""
+    signature = inspect.signature(function)
+    return [*signature.parameters.values(), signature.return_annotation]
 
 
 def test_functions_and_methods_have_the_same_signatures(cores):
@@ -288,6 +291,24 @@ def test_functions_and_methods_have_the_same_signatures(cores):
                 assert parameters(getattr(getattr(compiled, owner), name)) == parameters(thing)
                 checked.append(name)
     assert {"attention", "adam_update", "grad_enabled", "backward", "exp", "load"} <= set(checked)
+
+
+@pytest.mark.parametrize("name", ["Value", "Matrix", "Replay"])
+def test_constructors_have_the_same_signatures(cores, name):
+    """Annotations aside, which a compiled class cannot give."""
+    pure, compiled = (getattr(core, name) for core in cores)
+    _, *expected = inspect.signature(pure.__init__).parameters.values()
+    assert [(p.name, p.default) for p in inspect.signature(compiled).parameters.values()] == [
+        (p.name, p.default) for p in expected
+    ]
+
+
+def test_help_shows_types_and_no_traces_of_the_signature(compiled):
+    assert "linear(x: 'Matrix', w: 'Matrix') -> 'Matrix'" in pydoc.plain(
+        pydoc.render_doc(compiled.linear)
+    )
+    for thing in (compiled.Value, compiled.Matrix, compiled.Replay):
+        assert "--" not in thing.__doc__
 
 
 def test_the_examples_in_the_docstrings_of_the_compiled_core_hold(compiled):

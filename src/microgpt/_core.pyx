@@ -43,6 +43,8 @@ import os
 from contextlib import ContextDecorator
 
 from . import _checks as checks
+from . import _core_py as twins
+from . import _display as display
 from ._core_py import RMSNORM_EPS, __all__
 
 
@@ -292,7 +294,10 @@ cdef Value to_the(Value a, double exponent):
 
 @cython.freelist(1024)
 cdef class Value:
-    """Hold one number of a graph, its gradient, its children and their local derivatives.
+    """Value(data, children=(), local_grads=())
+--
+
+    Hold one number of a graph, its gradient, its children and their local derivatives.
 
     data: the number; it becomes a float.
     children: Values that it was computed from, any number of them.
@@ -535,7 +540,10 @@ cdef int adopt_children(Node* node, tuple children, tuple local_grads) except -1
 
 
 cdef class Matrix:
-    """Hold rows x cols Values side by side, all 0 at first.
+    """Matrix(rows, cols)
+--
+
+    Hold rows x cols Values side by side, all 0 at first.
 
     `m[i]` is row i as a tuple of Values, `m[i][j]` one Value that lives in the block; `m[a:b]`
     is a Matrix of rows a to b - 1 which shares their numbers and gradients. `m.data` and
@@ -657,8 +665,16 @@ cdef class Matrix:
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
     def __repr__(self):
-        rows_are_read(self.node)
-        return f"Matrix({block_of(self.node).rows}, {block_of(self.node).cols})"
+        return display.text(self)
+
+    def _repr_html_(self):
+        return display.html(self)
+
+    def __array__(self, dtype=None, copy=None):
+        """Return the numbers as a NumPy array: live in this core, copied in the pure one."""
+        import numpy
+
+        return numpy.array(self.data, dtype=dtype, copy=copy)
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
@@ -1298,3 +1314,20 @@ class no_grad(ContextDecorator):
 def grad_enabled():
     """Return whether ops are recorded: False inside `no_grad` of this thread."""
     return not no_grad_depth
+
+
+def annotate():
+    """Give functions and methods the types of their twins, which help() shows."""
+    for name in __all__:
+        thing, twin = globals()[name], getattr(twins, name)
+        pairs = {name: (thing, twin)}
+        if isinstance(twin, type):
+            pairs = {key: (vars(thing).get(key), f) for key, f in vars(twin).items()}
+        for ours, theirs in pairs.values():
+            ours, theirs = getattr(ours, "__func__", ours), getattr(theirs, "__func__", theirs)
+            if hasattr(ours, "__annotations__") and hasattr(theirs, "__annotations__"):
+                ours.__annotations__ = theirs.__annotations__
+
+
+annotate()
+del annotate

@@ -21,6 +21,7 @@ from contextlib import ContextDecorator
 from itertools import accumulate, starmap
 
 from . import _checks as checks
+from . import _display as display
 
 TYPE_CHECKING = False  # typing would take most of the time of the import
 if TYPE_CHECKING:
@@ -281,8 +282,16 @@ class Matrix:
         return self._rows[checks.row_index(index, len(self._rows))]
 
     def __repr__(self):
-        rows, cols = self.shape
-        return f"Matrix({rows}, {cols})"
+        return display.text(self)
+
+    def _repr_html_(self) -> str:
+        return display.html(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the numbers as a NumPy array: copied in this core, live in the compiled one."""
+        import numpy
+
+        return numpy.array(self.data, dtype=dtype, copy=copy)
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
@@ -370,6 +379,9 @@ class Replay:
         if hasattr(self, "f"):
             raise TypeError("a Replay keeps its function: make another one")
         self.f = f
+
+    def __repr__(self):
+        return f"Replay({self.f!r})"
 
     def __call__(self, *ids: list[int] | None, key: Hashable = None) -> Any:
         return self.f(*ids)

@@ -528,7 +528,10 @@ cdef enum:
 
 @cython.final
 cdef class Replay:
-    """Call a function of lists of token ids; the compiled core replays graphs that it has seen.
+    """Replay(f)
+--
+
+    Call a function of lists of token ids; the compiled core replays graphs that it has seen.
 
     A replay computes the graph on other ids without running the function's Python. For this the
     function must depend on nothing but the ids, the numbers of its Matrices and `key`, and use
@@ -553,6 +556,9 @@ cdef class Replay:
     def __dealloc__(self):
         self.graphs = None  # their buffers are spare now
         give_back_large_buffers()
+
+    def __repr__(self):
+        return f"Replay({self.f!r})"
 
     def __reduce__(self):
         return Replay, (self.f,)

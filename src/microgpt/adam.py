@@ -29,6 +29,10 @@ class Adam:
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.step = 0
 
+    def __repr__(self) -> str:
+        rates = f"beta1 {self.beta1}, beta2 {self.beta2}, eps {self.eps}"
+        return f"Adam(step {self.step}, {len(self.params)} Matrices, {rates})"
+
     def update(self, lr: float) -> None:
         """Take one step with learning rate lr and set the gradients to 0."""
         adam_update(self, lr)

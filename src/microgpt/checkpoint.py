@@ -124,7 +124,7 @@ def with_documents(run: Run, docs: list[str]) -> Run:
     run.tokenizer.encode("".join(sorted({char for doc in docs for char in doc})))
     config, block_size = run.config, run.model.config.block_size
     training, validation = train_val_split(
-        docs, Random(config.seed), config.unit, config.val_fraction, block_size
+        docs, Random(config.seed), config.unit, config.val_fraction, block_size, config.val_seed
     )
     return replace(run, documents=training, validation=validation)
 
@@ -227,8 +227,12 @@ def _translated(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _fields(config_class: type[Any], text: str, what: str) -> Any:
-    """Return an instance of a config class from the JSON of its fields."""
-    settings = json_object(text, what)
+    """Return an instance of a config class from the JSON of its fields.
+
+    One whose default is None may be missing, in a file that is older than it: None is what was.
+    """
+    later = {field.name: None for field in fields(config_class) if field.default is None}
+    settings = later | json_object(text, what)
     different = settings.keys() ^ {field.name for field in fields(config_class)}
     names = shorten(sorted(different))
     _require(not different, f"{what} has unknown or missing entries: {names}")

@@ -1,4 +1,4 @@
-"""The commands: results on stdout, a progress bar on stderr.
+"""The commands: results on stdout, progress on stderr.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
 """
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from random import Random
 from typing import Any
-
-try:
-    from tqdm import tqdm
-except ValueError as error:
-    raise ValueError(f"tqdm cannot use one of the environment's TQDM_ variables: {error}") from None
 
 from . import __version__
 from .checkpoint import load, with_documents
@@ -40,8 +36,9 @@ from .files import one_line, printable, reason
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs, RunKept
+from .progress import Progress, someone_looks
 from .sampling import generate
-from .training import Run, TrainConfig, prepare, steps
+from .training import RECENT, Run, TrainConfig, advice, describe_losses, prepare, steps
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -101,9 +98,13 @@ def _user_input() -> Iterator[None]:
 
 
 def _fail(code: int, message: str, whole: str = "") -> int:
-    """Report message, shortened if need be, and what is to be told whole."""
-    print(f"microgpt: {one_line(message)}{whole}", file=sys.stderr)
+    _say(message, whole)
     return code
+
+
+def _say(message: str, whole: str = "") -> None:
+    """Print message on stderr, shortened if need be, and what is to be told whole."""
+    print(f"microgpt: {one_line(message)}{whole}", file=sys.stderr)
 
 
 def _train(options: Namespace) -> int:
@@ -121,9 +122,27 @@ def _train(options: Namespace) -> int:
         _print_start(run, options)
         val_loss = _take_steps(run, options, outputs)
     if run.losses:
-        print(_progress(run, run.losses[-1], val_loss))
+        print(_progress(run, val_loss))
     _print_samples(run, options.samples, options.temperature)
+    sys.stdout.flush()
+    _advise(run, val_loss)
+    if out is None:
+        _say("the model was not saved: --out FILE keeps it")
     return DONE
+
+
+def _advise(run: Run, val_loss: float | None) -> None:
+    """Say what to try if a training that was not short has not learned as much as it might."""
+    uniform, best = uniform_loss(run.model), "the learning rate may be too high (--lr)"
+    if len(run.losses) < RECENT:
+        return
+    if run.recent_loss > uniform:
+        _say(f"the loss is above that of a uniform guess, {uniform:.4f}: {best}")
+    elif val_loss is not None:
+        bigram = _bigram_loss(run, [run.encode(doc) for doc in run.validation])
+        if val_loss > bigram:
+            _say(f"the validation loss is above that of the bigram table, {bigram:.4f}: more "
+                 f"steps may help (--steps), or {best}")
 
 
 def _check_options(options: Namespace, out: str | None) -> None:
@@ -154,16 +173,19 @@ def _prepared(options: Namespace) -> Run:
 def _resumed(options: Namespace) -> Run:
     """Return the run that the options ask to continue."""
     saved = load(options.resume)
-    _check_unchanged(given(options, TrainConfig), vars(saved.config), options.resume)
+    hint = "; --init starts another run from its parameters"
+    _check_unchanged(given(options, TrainConfig), vars(saved.config), options.resume, hint)
     _check_unchanged(given(options, Config), vars(saved.model.config), options.resume)
     return _with_documents(saved, options.resume, options.data)
 
 
-def _check_unchanged(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
+def _check_unchanged(
+    settings: Mapping[str, Any], fixed: Mapping[str, Any], path: str, hint: str = ""
+) -> None:
     for name, value in settings.items():
         if value != fixed[name]:
             flag = flag_of(name)
-            raise ValueError(f"{flag} {value} differs from {path}, which has {fixed[name]}")
+            raise ValueError(f"{flag} {value} differs from {path}, which has {fixed[name]}{hint}")
 
 
 def _with_documents(saved: Run, path: str, source: str | None) -> Run:
@@ -203,62 +225,60 @@ def _print_start(run: Run, options: Namespace) -> None:
         bigram = _bigram_loss(run, [run.encode(doc) for doc in run.validation])
         print(f"baselines: uniform {uniform_loss(run.model):.4f} | bigram {bigram:.4f}")
     sys.stdout.flush()
+    for line in advice(run):
+        _say(line)
 
 
 def _bigram_loss(run: Run, docs: Sequence[Sequence[int]]) -> float:
     return bigram_loss(run.model, [run.encode(doc) for doc in run.documents], docs)
 
 
-def _progress(run: Run, loss: float, val_loss: float | None) -> str:
+def _progress(run: Run, val_loss: float | None) -> str:
     """Return the progress line of a run."""
-    line = f"step {run.adam.step:4} / {run.config.steps:4} | loss {loss:.4f}"
+    line = f"step {run.adam.step:4} / {run.config.steps:4} | {describe_losses(run)}"
     return line if val_loss is None else f"{line} | val loss {val_loss:.4f}"
 
 
 def _take_steps(run: Run, options: Namespace, outputs: Outputs) -> float | None:
     """Train to the end; log, print and save on the way; return the last validation loss.
 
-    A progress line is shown on a terminal. Ctrl-C saves the run; a second one does not wait.
+    Ctrl-C saves the run; a second one does not wait.
     """
     val_loss = None
     start = done = run.adam.step  # done: the last step whose log line and samples were written
     total = run.config.steps
-    bar = _progress_bar(start, total)
     try:
-        with bar:
+        with Progress(start, total, someone_looks(), lines=True) as shown:
             for metrics in steps(run, options.eval_every or 0):
                 step, val_loss = int(metrics["step"]), metrics.get("val_loss")
                 outputs.record(run, metrics)
                 if val_loss is not None and step < total:
-                    bar.write(_progress(run, metrics["loss"], val_loss))
+                    shown.write(_progress(run, val_loss))
                 if options.sample_every and step % options.sample_every == 0:
                     # the same random numbers at each step, so that only the model differs
                     few = generate(run, 5, options.temperature, Random(run.config.seed))
-                    bar.write(f"step {step:4} / {total:4} | {_harmless(' '.join(few))}")
+                    shown.write(f"step {step:4} / {total:4} | {_harmless(' '.join(few))}")
                 done = step
                 if options.save_every and step % options.save_every == 0 and step < total:
                     outputs.save(run)
-                if not bar.disable:
-                    bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
-                    bar.update()
+                shown.update(step, lambda: describe_losses(run))
         outputs.save(run)
     except KeyboardInterrupt:
-        if outputs.out is None or done < run.adam.step:
+        if done < run.adam.step:
             raise
+        if outputs.out is None:
+            raise KeyboardInterrupt(
+                f"interrupted at step {done}, not saved: --out FILE keeps a run"
+            ) from None
         outputs.save(run)
         path = printable(outputs.out)
-        raise KeyboardInterrupt(f"interrupted at step {done}, saved as {path}") from None
+        raise KeyboardInterrupt(
+            f"interrupted at step {done}, saved as {path}: "
+            f"microgpt train --resume {shlex.quote(path)} goes on"
+        ) from None
     if run.validation and done == start:  # resumed when all steps were taken
         val_loss = run.val_loss()
     return val_loss
-
-
-def _progress_bar(start: int, total: int) -> Any:
-    """Return a bar that is shown on a terminal. Unusable TQDM_ variables hide it."""
-    try:
-        return tqdm(total=total, initial=start, unit=" steps", disable=None, dynamic_ncols=True)
-    except Exception:  # of any kind, as tqdm evaluates a variable
-        return tqdm(disable=True)
 
 
 def _print_samples(run: Run, n: int, temperature: float) -> None:
@@ -321,16 +341,30 @@ def _eval(options: Namespace) -> int:
         if unit == "stream":
             docs = [window for text in docs for window in windows(text, block_size)]
         ids = [saved.encode(doc) for doc in docs]
-    print(f"data: {describe(saved.dataset if options.data is None else options.data)}")
-    print(f"num docs: {len(docs)}")
+    found: dict[str, Any] = {
+        "data": describe(saved.dataset if options.data is None else options.data),
+        "num_docs": len(docs),
+    }
     if run is not None and options.data is not None and unit != "stream":
         training = set(run.documents)
-        print(f"in the training data: {sum(doc in training for doc in docs)}")
+        found["in_training_data"] = sum(doc in training for doc in docs)
     if cut := sum(len(doc) - 1 > block_size for doc in ids):
-        print(f"longer than block size {block_size}, and cut: {cut}")
-    print(f"loss: {mean_loss(saved.model, ids):.4f}")
-    print(f"uniform: {uniform_loss(saved.model):.4f}")
-    print(f"bigram: {_bigram_loss(run, ids):.4f}" if run else "bigram: - (needs --training-data)")
+        found["cut"] = cut
+    found["loss"] = mean_loss(saved.model, ids)
+    found["uniform"] = uniform_loss(saved.model)
+    found["bigram"] = _bigram_loss(run, ids) if run else None
+    if options.json:
+        print(json.dumps(found, allow_nan=False))
+        return DONE
+    words = {
+        "num_docs": "num docs",
+        "in_training_data": "in the training data",
+        "cut": f"longer than block size {block_size}, and cut",
+    }
+    found["bigram"] = found["bigram"] or "- (needs --training-data)"
+    for name, what in found.items():
+        text = f"{what:.4f}" if isinstance(what, float) else what
+        print(f"{words.get(name, name)}: {text}")
     return DONE
 
 
@@ -377,6 +411,8 @@ def _shown(token: str | None) -> str:
 
 
 def _info(options: Namespace) -> int:
+    if options.model is not None:
+        return _info_of_model(options.model)
     level = "none (plain Python)"
     if BACKEND == "cython":
         level = import_module(f"{__package__}._core")._level()
@@ -388,6 +424,29 @@ def _info(options: Namespace) -> int:
     print(f"platform: {platform.platform()}")
     print(f"cache folder: {cache_folder()}")
     return DONE
+
+
+def _info_of_model(path: str) -> int:
+    with _user_input():
+        run = load(path)
+    print(f"model: {printable(path)}")
+    print(f"num params: {run.model.num_params}")
+    print(f"sizes: {_settings(run.model.config)}")
+    print(f"alphabet: {one_line(repr(run.tokenizer.chars), 200)}")
+    print(f"training: {_settings(run.config)}")
+    print(f"step: {run.adam.step} / {run.config.steps}")
+    if run.losses:
+        print(f"loss: {describe_losses(run).removeprefix('loss ')}")
+    print(f"tokens: {run.tokens}")
+    print(f"seconds: {run.seconds:.1f}")
+    print(f"data: {one_line(describe(run.dataset), 200) if run.dataset else '- (not known)'}")
+    print(f"data sha256: {one_line(run.sha256, 100)}")
+    return DONE
+
+
+def _settings(config: Any) -> str:
+    """Return the settings of a TrainConfig or the sizes of a Config on one line."""
+    return ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
 
 
 COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "score": _score, "info": _info}

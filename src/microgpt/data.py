@@ -120,9 +120,18 @@ def checked_documents(docs: Iterable[str]) -> list[str]:
 
 
 def train_val_split(
-    docs: Sequence[str], rng: Random, unit: str, val_fraction: float, block_size: int
+    docs: Sequence[str],
+    rng: Random,
+    unit: str,
+    val_fraction: float,
+    block_size: int,
+    val_seed: int | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Return the documents to train on, shuffled by rng, and those to validate on."""
+    """Return the documents to train on, shuffled by rng, and those to validate on.
+
+    val_seed: chooses those to validate on, whatever rng is; None: they are the end of what rng
+        has shuffled. Those of a stream are always its end.
+    """
     if unit == "stream":
         if len(docs) > 1:
             raise ValueError(f"a stream is one document, not {len(docs)}")
@@ -131,9 +140,14 @@ def train_val_split(
         return [text[: len(text) - n]], windows(text[len(text) - n :], block_size)
     # a document in both parts would be memorised, not predicted
     documents = list(dict.fromkeys(docs) if val_fraction else docs)
-    rng.shuffle(documents)
     n = _n_validation(len(documents), val_fraction)
-    return documents[: len(documents) - n], documents[len(documents) - n :]
+    if val_seed is None:
+        rng.shuffle(documents)
+        return documents[: len(documents) - n], documents[len(documents) - n :]
+    Random(val_seed).shuffle(documents)
+    training, validation = documents[: len(documents) - n], documents[len(documents) - n :]
+    rng.shuffle(training)
+    return training, validation
 
 
 def _n_validation(n: int, val_fraction: float) -> int:

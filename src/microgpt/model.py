@@ -116,6 +116,9 @@ class Cache:
         self._keys = [Matrix(config.block_size, config.n_embd) for _ in layers]
         self._values = [Matrix(config.block_size, config.n_embd) for _ in layers]
 
+    def __repr__(self) -> str:
+        return f"Cache({self.length} of {self.block_size} tokens)"
+
     def extend(self, layer: int, k: Matrix, v: Matrix) -> tuple[Matrix, Matrix]:
         """Store new rows k and v (T, n_embd) of a layer; return all its keys and values so far."""
         end = self.length + len(k)
@@ -166,6 +169,10 @@ class GPT:
             matrix.load([[rng.gauss(0, INIT_STD) for _ in range(nin)] for _ in range(nout)])
         return state_dict
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in vars(self.config).items())
+        return f"{type(self).__name__}({self.num_params:,} params, {sizes})"
+
     @property
     def config(self) -> Config:
         return self._config
@@ -179,10 +186,14 @@ class GPT:
         first = {id(matrix): name for name, matrix in reversed(self._state_dict.items())}
         return {name: m for name, m in self._state_dict.items() if first[id(m)] == name}
 
+    def parameters(self) -> list[Matrix]:
+        """Return the Matrices that Adam moves, a tied one once."""
+        return list(self.named_parameters().values())
+
     @property
     def num_params(self) -> int:
         """The number of parameters; tied ones count once."""
-        return sum(nout * nin for nout, nin in (m.shape for m in self.named_parameters().values()))
+        return sum(nout * nin for nout, nin in (m.shape for m in self.parameters()))
 
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
         """Set all parameters from name -> Matrix or lists of lists.
@@ -257,6 +268,16 @@ class GPT:
         if cache is not None:
             cache.length += len(tokens)
         return logits
+
+    def __call__(
+        self,
+        tokens: Sequence[int],
+        cache: Cache | None = None,
+        starts: Sequence[int] | None = None,
+        trace: dict[str, Matrix] | None = None,
+    ) -> Matrix:
+        """Return forward(tokens, ...)."""
+        return self.forward(tokens, cache, starts, trace)
 
     def _position_embedding(
         self, tokens: Sequence[int], cache: Cache | None, starts: Sequence[int] | None

@@ -32,6 +32,8 @@ RUN = {
                "stream, from which each step takes windows of --block-size characters"),
     "--val-fraction": (float, TrainConfig, "X", "fraction of the documents held out for "
                        "validation, after duplicates are removed; of a stream, its end"),
+    "--val-seed": (int, TrainConfig, "N", "seed that chooses the validation documents, so that "
+                   "runs with other seeds are measured on the same ones (default: --seed)"),
     "--n-layer": (int, Config, "N", "layers"),
     "--n-embd": (int, Config, "N", "width, a multiple of --n-head"),
     "--n-head": (int, Config, "N", "attention heads per layer"),
@@ -62,7 +64,7 @@ TRAIN = {
     "--samples": (int, 20, "N", "how many to print at the end"),
 }  # fmt: skip
 TRAIN_GROUPS = {
-    "data": ("--data", "--unit", "--val-fraction"),
+    "data": ("--data", "--unit", "--val-fraction", "--val-seed"),
     "model": ("--n-layer", "--n-embd", "--n-head", "--block-size", "--init"),
     "training": ("--steps", "--lr", "--batch-size", "--seed"),
     "saving": ("--out", "--save-every", "--snapshots", "--resume"),
@@ -91,6 +93,7 @@ EVAL = {
     "--training-data": (str, None, "FILE", "the training data, for the bigram baseline and to "
                         "count documents that occur in it (default: with --data, none; else the "
                         "file that the training read)"),
+    "--json": (bool, False, None, "print one JSON object, with all digits"),
 }  # fmt: skip
 SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),
@@ -116,11 +119,14 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
               "Print the loss of each text, per position and in total, and the tokens that the "
               "model finds most likely there.",
               "names.safetensors emma olivia", ("model", "texts"), {"options": SCORE}),
-    "info": ("show the version, the core in use and the platform",
-             "Print what to include in a bug report: version, core, platform.", "", (), {}),
+    "info": ("show what a saved model is, or the version, the core and the platform",
+             "Print what a file holds: sizes, settings, progress, data. Without one, print what to "
+             "include in a bug report: version, core, platform.",
+             "names.safetensors", ("model?",), {}),
 }  # fmt: skip
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"metavar": "MODEL", "help": "a file written by microgpt train --out"},
+    "model?": {"metavar": "MODEL", "nargs": "?", "help": "a file written by microgpt train --out"},
     "texts": {"metavar": "TEXT", "nargs": "+", "help": "a text to score"},
 }
 
@@ -156,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         for argument in arguments:
-            command.add_argument(argument, **ARGUMENTS[argument])
+            command.add_argument(argument.rstrip("?"), **ARGUMENTS[argument])
         for title, options in groups.items():
             group = command.add_argument_group(title) if title != "options" else command
             for flag, option in options.items():
@@ -173,7 +179,8 @@ def _add(
     choices = UNITS if flag == "--unit" else None
     if default in (TrainConfig, Config):
         shown = getattr(default, name_of(flag))
-        help, default = f"{help} (default: {shown})", argparse.SUPPRESS
+        help = help if shown is None else f"{help} (default: {shown})"
+        default = argparse.SUPPRESS
     elif default not in (None, ""):
         help = f"{help} (default: {default})"
     group.add_argument(

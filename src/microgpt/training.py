@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
@@ -14,14 +15,16 @@ from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import Replay, grad_enabled
+from .core import BACKEND_REASON, Replay, grad_enabled
 from .data import check_unit, checked_documents, checksum, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config, check_numbers
+from .progress import Progress, someone_looks
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
+RECENT = 100  # steps whose mean loss is shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class TrainConfig:
         batch_size windows of block_size characters.
     val_fraction: fraction of the documents held out for validation, without duplicates; of a
         stream, the end of the text.
+    val_seed: chooses the validation documents, so that runs with other seeds are measured on the
+        same ones; None: the seed of the run does. Those of a stream depend on neither.
 
     Raises TypeError if a setting has the wrong type, ValueError if it is out of range.
     """
@@ -46,6 +51,7 @@ class TrainConfig:
     seed: int = 42
     unit: str = "line"
     val_fraction: float = 0.0
+    val_seed: int | None = None
 
     def __post_init__(self) -> None:
         checked = {
@@ -55,6 +61,8 @@ class TrainConfig:
             "seed": checks.integer(self.seed, "seed", -(2**64), 2**64),
             "val_fraction": checks.real(self.val_fraction, "val_fraction"),
         }
+        if self.val_seed is not None:
+            checked["val_seed"] = checks.integer(self.val_seed, "val_seed", -(2**64), 2**64)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.val_fraction >= 1:
@@ -62,7 +70,7 @@ class TrainConfig:
         check_unit(self.unit)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training: its data, its model and its progress.
 
@@ -102,6 +110,11 @@ class Run:
         numbers = sizes.numbers(batch_size * longest, longest)
         check_numbers(numbers, self.model.num_params, f"a step of batch_size {batch_size}")
 
+    def __repr__(self) -> str:
+        model = f"{type(self.model).__name__} {self.model.num_params:,} params"
+        loss = f"loss {self.recent_loss:.2f}, " if self.losses else ""
+        return f"Run(step {self.adam.step} of {self.config.steps}, {loss}{model})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         with self._whole:  # while another thread trains, all of one step; no graphs, no locks
             return type(self), deepcopy(tuple(getattr(self, f.name) for f in fields(self)))
@@ -112,6 +125,12 @@ class Run:
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         object.__setattr__(self, name, value)
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last 100 steps, less noisy than the last one; nan before a step."""
+        recent = self.losses[-RECENT:]
+        return math.fsum(recent) / len(recent) if recent else math.nan
 
     @property
     def num_cut(self) -> int:
@@ -159,6 +178,7 @@ def prepare(
     seed: int = TrainConfig.seed,
     unit: str = TrainConfig.unit,
     val_fraction: float = TrainConfig.val_fraction,
+    val_seed: int | None = TrainConfig.val_seed,
     n_layer: int = Config.n_layer,
     n_embd: int = Config.n_embd,
     n_head: int = Config.n_head,
@@ -169,13 +189,13 @@ def prepare(
     docs: the documents; an empty one is an error.
     init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
-    steps to val_fraction: as in TrainConfig; the sizes: as in Config.
+    steps to val_seed: as in TrainConfig; the sizes: as in Config.
 
     Raises TypeError if docs is a string or a document is not; ValueError if there are no
     documents, one is empty, nothing is left to train on, a character is not in the alphabet
     of init, or a step would take very much memory; and what Config and TrainConfig raise.
     """
-    config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction)
+    config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction, val_seed)
     documents = checked_documents(docs)
     rng = Random(config.seed)
     if init is None:
@@ -185,7 +205,7 @@ def prepare(
         tokenizer, sizes = init.tokenizer, init.model.config
         tokenizer.encode("".join(sorted({char for doc in documents for char in doc})))
     training, validation = train_val_split(
-        documents, rng, config.unit, config.val_fraction, sizes.block_size
+        documents, rng, config.unit, config.val_fraction, sizes.block_size, config.val_seed
     )
     gpt = model(sizes, rng)
     if init is not None:
@@ -194,7 +214,7 @@ def prepare(
         config,
         tokenizer,
         gpt,
-        Adam(gpt.named_parameters().values()),
+        Adam(gpt.parameters()),
         rng,
         training,
         validation,
@@ -212,13 +232,10 @@ def train_step(run: Run) -> float:
     no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
     finite; the parameters are then unchanged.
     """
-    if not run._step_lock.acquire(blocking=False):
+    if run._step_lock.locked():
         raise RuntimeError("another thread is taking a step of this run")
-    try:
-        with run._whole:
-            return _take_step(run)
-    finally:
-        run._step_lock.release()
+    with run._whole, run._step_lock:  # not acquire and try: Ctrl-C could come between them
+        return _take_step(run)
 
 
 def _take_step(run: Run) -> float:
@@ -277,15 +294,62 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
             raise_pending()
 
 
-def finish(run: Run, eval_every: int = 0, callback: Callback | None = None) -> Run:
+def advice(run: Run) -> list[str]:
+    """Return what is worth knowing before a run is trained, in lines."""
+    lines = []
+    if BACKEND_REASON == "the compiled core was not built":
+        lines.append(
+            "the compiled core was not built, so this takes thousands of times as long: "
+            "get a C compiler and install microgpt again (pip install --force-reinstall)"
+        )
+    if run.num_cut:
+        lines.append(
+            f"{run.num_cut} of {len(run.documents)} documents are longer than the block size "
+            "and cut: a larger block size uses more of them, the unit stream all of the text"
+        )
+    return lines
+
+
+_given: set[str] = set()  # what finish has said: it says nothing twice
+
+
+def describe_losses(run: Run) -> str:
+    """Return the mean of the last losses and the last one, as progress lines show them."""
+    n = min(RECENT, len(run.losses))
+    return f"loss {run.recent_loss:.4f} (mean of {n}), last {run.losses[-1]:.4f}"
+
+
+def finish(
+    run: Run,
+    eval_every: int = 0,
+    callback: Callback | None = None,
+    progress: bool | None = None,
+) -> Run:
     """Take the steps that a run has left and return it.
 
     callback: called after each step with its number, counted from 1, and its metrics.
-    eval_every, the metrics and Ctrl-C: as in steps.
+    progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
+    eval_every, the metrics and Ctrl-C: as in steps. The KeyboardInterrupt has the run as `.run`,
+    which finish continues.
     """
-    for metrics in steps(run, eval_every):
-        if callback is not None:
-            callback(int(metrics["step"]), metrics)
+    total, bar = run.config.steps, someone_looks() if progress is None else progress
+    for line in advice(run) if bar else ():
+        if line not in _given:
+            _given.add(line)
+            print(f"microgpt: {line}", file=sys.stderr)
+    try:
+        with Progress(run.adam.step, total, bar) as shown:
+            for metrics in steps(run, eval_every):
+                if callback is not None:
+                    callback(int(metrics["step"]), metrics)
+                shown.update(int(metrics["step"]), lambda: describe_losses(run))
+    except KeyboardInterrupt as interrupt:
+        interrupt.run = run  # type: ignore[attr-defined]
+        interrupt.args = interrupt.args or (
+            f"interrupted at step {run.adam.step} of {total}; the run is not lost: it is this "
+            "exception's .run (at a prompt: sys.last_value.run), and finish(run) goes on",
+        )
+        raise
     return run
 
 
@@ -294,6 +358,7 @@ def train(
     *,
     eval_every: int = 0,
     callback: Callback | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> Run:
     """Train a GPT on docs and return the run: prepare(docs, **settings), then finish.
@@ -301,4 +366,4 @@ def train(
     >>> train(["emma", "olivia", "ava"], steps=3).adam.step
     3
     """
-    return finish(prepare(docs, **settings), eval_every, callback)
+    return finish(prepare(docs, **settings), eval_every, callback, progress)
