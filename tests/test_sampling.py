@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -221,3 +222,86 @@ def test_a_document_may_be_longer_than_block_size(run):
 def test_the_smallest_windows_can_be_sampled_beyond(block_size):
     run = mg.prepare(["abab"], block_size=block_size)
     assert len(mg.generate(run, 40, 1.0, length=9)) == 40
+
+
+# Drawing in both cores
+
+
+def rows(rng):
+    for n in (1, 2, 5, 27, 100):
+        yield [rng.random() for _ in range(n)]
+        yield [rng.choice([0.0, 0.25, 0.5]) for _ in range(n - 1)] + [0.125]
+        yield [10.0 ** rng.uniform(-300, 0) for _ in range(n)]
+
+
+LIMITS = [(None, None), (1, None), (3, None), (10**30, None), (None, 0.3), (None, 1.0), (4, 0.7)]
+
+
+@pytest.mark.parametrize("top_k, top_p", LIMITS)
+def test_both_cores_draw_the_same_tokens(cores, top_k, top_p):
+    rng, generators = random.Random(top_k or 0), (random.Random(1), random.Random(1))
+    for row in rows(rng):
+        for _ in range(30):
+            drawn = [
+                core.draw_token(row, generator, top_k, top_p)
+                for core, generator in zip(cores, generators, strict=True)
+            ]
+            assert drawn[0] == drawn[1] and row[drawn[0]] > 0
+        assert {core.draw_token(row, None) for core in cores} == {row.index(max(row))}
+    assert generators[0].getstate() == generators[1].getstate()
+
+
+@pytest.mark.parametrize("row, options, error, words", [
+    ([], {}, ValueError, "at least one probability"),
+    ([0.5, -0.25], {}, ValueError, "at least 0, not -0.25"),
+    ([0.0, 0.0], {}, FloatingPointError, "not finite"),
+    ([math.nan, 0.5], {}, FloatingPointError, "not finite"),
+    ([math.inf, 0.5], {"rng": None}, FloatingPointError, "not finite"),
+    ([0.5], {"top_k": 0}, ValueError, "top_k must be at least 1, not 0"),
+    ([0.5], {"top_k": -3}, ValueError, "top_k must be at least 1, not -3"),
+    ([0.5], {"top_k": True}, TypeError, "top_k must be an int"),
+    ([0.5], {"top_p": 0.0}, ValueError, "top_p must be above 0"),
+    ([0.5], {"top_p": math.nan}, ValueError, "top_p must be above 0"),
+    ([0.5, "a"], {}, TypeError, "str"),
+])  # fmt: skip
+def test_what_cannot_be_drawn_from_is_refused(core, row, options, error, words):
+    with pytest.raises(error, match=words):
+        core.draw_token(row, **{"rng": random.Random(0), **options})
+
+
+def chain(core):
+    """A replay whose token i is followed by i + 1, of five."""
+    table = core.Matrix.of([[float(j == (i + 1) % 5) for j in range(5)] for i in range(5)])
+    return core.Replay(lambda ids: core.embedding(table, ids))
+
+
+def test_tokens_are_drawn_until_the_end_or_the_one_to_stop_at(core):
+    replay, cache = chain(core), SimpleNamespace(length=2)
+    for _ in range(3):
+        cache.length = 2
+        assert core.draw_tokens(replay, cache, 0, 100, 4, random.Random(0)) == [1, 2, 3, 4]
+        assert cache.length == 6
+        assert core.draw_tokens(replay, cache, 4, 9, 4, random.Random(0)) == [0, 1, 2]
+        assert cache.length == 9
+        assert core.draw_tokens(replay, cache, 4, 9, 4, None) == []
+
+
+def test_python_in_the_middle_of_a_draw_changes_no_token_but_what_it_does(core):
+    """A generator may call the replay itself, or raise."""
+    replay, cache = chain(core), SimpleNamespace(length=0)
+
+    class Meddling(random.Random):
+        def random(self):
+            for tokens in ([0], [1, 2, 3]):
+                replay(tokens, key=cache.length)
+            if cache.length == 3:
+                raise LookupError("enough")
+            return super().random()
+
+    with pytest.raises(LookupError):
+        core.draw_tokens(replay, cache, 0, 100, 4, Meddling(0))
+    assert cache.length == 3
+    cache.length = 0
+    assert core.draw_tokens(replay, cache, 0, 3, 4, Meddling(0)) == [1, 2, 3]
+    with pytest.raises((TypeError, AttributeError)):
+        core.draw_tokens(core.Replay(lambda ids: None), cache, 0, 100, 4, random.Random(0))

@@ -167,10 +167,22 @@ def temperature(x: Any) -> float:
     return result
 
 
-def finite_logits(total: float, least: float = -math.inf) -> None:
-    """Check the sum of logits, or of probabilities, of which it is at least `least`."""
-    if not (math.isfinite(total) and total >= least):
+def draw_limits(top_k: Any, top_p: Any) -> tuple[int | None, float | None]:
+    if top_k is not None:
+        top_k = integer(top_k, "top_k", 1)
+    if top_p is not None and not 0.0 < (top_p := number(top_p, "top_p")) <= 1.0:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    return top_k, top_p
+
+
+def row_to_draw_from(n: int, least: float, total: float, is_logits: bool) -> None:
+    """Check the number, the least and the sum of the numbers of a row."""
+    if not n:
+        raise ValueError("at least one probability is needed")
+    if not (math.isfinite(total) and (is_logits or total > 0.0)):
         raise FloatingPointError("the model's logits are not finite")
+    if least < 0.0 and not is_logits:
+        raise ValueError(f"a probability is at least 0, not {least}")
 
 
 def one_target_per_row(rows: int, targets: int) -> None:

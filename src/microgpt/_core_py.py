@@ -418,10 +418,13 @@ def draw_token(
         largest probabilities that sum to at least this part of all; after top_k.
     Of equal probabilities those with the lower indices are kept.
 
-    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0.
+    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0;
+    ValueError if there are none, one is negative, or top_k or top_p is out of range.
     """
+    top_k, top_p = checks.draw_limits(top_k, top_p)
+    probs = list(probs)
+    checks.row_to_draw_from(len(probs), min(probs, default=0.0), sum(probs), rng is None)
     if rng is None:
-        checks.finite_logits(sum(probs))
         return probs.index(max(probs))
     if top_k is not None or top_p is not None:
         likely = sorted(range(len(probs)), key=lambda i: -probs[i])[:top_k]
@@ -430,9 +433,7 @@ def draw_token(
             likely = likely[: 1 + sum(total < top_p * sums[-1] for total in sums)]
         kept = set(likely)
         probs = [p if i in kept else 0.0 for i, p in enumerate(probs)]
-    sums = list(accumulate(probs))
-    checks.finite_logits(sums[-1], least=5e-324)
-    return rng.choices(range(len(probs)), cum_weights=sums)[0]
+    return rng.choices(range(len(probs)), probs)[0]
 
 
 def draw_tokens(

@@ -622,16 +622,18 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
     It may run any Python, so the numbers are kept by the caller, and none is read before it that
     a decision after it needs.
     """
-    cdef double total = 0.0, part, sum = 0.0
+    cdef double total = 0.0, least = 0.0, part, sum = 0.0
     cdef Py_ssize_t i, best = 0, n_kept = n
     cdef Py_ssize_t* likely = NULL
+    for i in range(n):
+        total += probs[i]
+        if probs[i] > probs[best]:
+            best = i
+        if probs[i] < least:
+            least = probs[i]
+    if n == 0 or not isfinite(total) or random is not None and (least < 0.0 or total <= 0.0):
+        refuse(checks.row_to_draw_from, (n, least, total, random is None))
     if random is None:
-        for i in range(n):
-            total += probs[i]
-            if probs[i] > probs[best]:
-                best = i
-        if not isfinite(total):
-            checks.finite_logits(total)
         return best
     if top_k is not None or top_p is not None:
         limit = n if top_k is None else min(n, top_k)
@@ -641,6 +643,7 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
             sort_by_probability(likely, probs, n)
             n_kept = limit
             if top_p is not None:
+                total = 0.0
                 for i in range(limit):
                     total += probs[likely[i]]
                 n_kept = 1
@@ -655,8 +658,6 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
     total = 0.0
     for i in range(n):
         total += probs[i]
-    if not (isfinite(total) and total > 0.0):
-        checks.finite_logits(total, 5e-324)
     part = <double>random() * total
     sum = 0.0
     for i in range(n - 1):
@@ -690,8 +691,10 @@ def draw_token(probs, rng, top_k=None, top_p=None):
         largest probabilities that sum to at least this part of all; after top_k.
     Of equal probabilities those with the lower indices are kept.
 
-    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0.
+    Raises FloatingPointError if the sum of the numbers is not finite, or that of probabilities 0;
+    ValueError if there are none, one is negative, or top_k or top_p is out of range.
     """
+    top_k, top_p = checks.draw_limits(top_k, top_p)
     cdef tuple numbers = tuple(probs)
     cdef Py_ssize_t i, n = len(numbers)
     cdef double* row = new_buffer(n)
@@ -715,11 +718,12 @@ def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None
     cdef double* probs
     cdef Py_ssize_t n
     cdef list tokens = []
+    top_k, top_p = checks.draw_limits(top_k, top_p)
     random = None if rng is None else rng.random
     position = cache.length
     while position < end:
         cache.length = position
-        result = replay.call(([token],), position)
+        result = <Matrix?>replay.call(([token],), position)
         position += 1
         n = cols_in(result)
         probs = new_buffer(n)  # which no Python can reach

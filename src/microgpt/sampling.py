@@ -82,12 +82,8 @@ class _Sampler:
     ) -> None:
         if not (temperature := checks.number(temperature, "temperature")) >= 0.0:
             raise ValueError(f"temperature must be at least 0, not {temperature}")
-        if top_k is not None:
-            checks.integer(top_k, "top_k", 1)
-        if top_p is not None and not 0.0 < checks.number(top_p, "top_p") <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
         self._greedy = temperature < LEAST_TEMPERATURE
-        self._temperature, self._limits = min(temperature, 1e290), (top_k, top_p)
+        self._temperature, self._limits = min(temperature, 1e290), checks.draw_limits(top_k, top_p)
         self._model, self._cache = model, Cache(model.config)
         self._replay = Replay(self._probabilities) if model.replayable else None
 
