@@ -130,8 +130,8 @@ def table(args: argparse.Namespace) -> None:
     for head, times in columns.items():
         taken = len(next(iter(times.values())))
         least_sure = max(times, key=lambda row: uncertainty(times[row]))
-        sure = f"{uncertainty(times[least_sure]):.1%} ({least_sure})"
-        print(f"{head}: {taken} rounds; the medians are settled to {sure} or better")
+        error = f"at most {uncertainty(times[least_sure]):.1%} ({least_sure})"
+        print(f"{head}: {taken} rounds; standard error of the medians {error}")
     print(clock.report())
     if args.json:
         args.json.write_text(json.dumps(columns), encoding="utf-8")
