@@ -139,3 +139,10 @@ def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plot_log.py", str(log), str(picture)])
     runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_argument_shows_how_to_call_an_example(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "argv", ["plot_log.py"])
+    with pytest.raises(SystemExit, match="python examples/plot_log.py losses.jsonl loss.png"):
+        runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
