@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 log, picture = sys.argv[1:]
 with open(log, encoding="utf-8") as file:
     lines = [json.loads(line) for line in file]

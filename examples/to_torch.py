@@ -75,6 +75,8 @@ def difference(ours, theirs):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     run = mg.load(sys.argv[1])
     for what, number in zip(("logits", "gradients"), compare(run, "emma"), strict=True):
         print(f"{what}: equal to {number:.1e} of the largest")

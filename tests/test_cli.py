@@ -117,6 +117,10 @@ BAD_USE = {
     "seed that is a word": (["--seed", "x"], "--seed: invalid int value: 'x'"),
     "seed of many digits": (["--seed", "9" * 400], "seed must be at most 18446744073709551616"),
     "seed of too many digits": (["--seed", "9" * 9000], "--seed: invalid int value: '999"),
+    "option of another program": (["--epochs", "3"], "--epochs 3; did you mean --steps?"),
+    "option with an underscore": (["--n_embd=4"], "--n_embd=4; did you mean --n-embd?"),
+    "misspelt option": (["--bach-size", "2"], "did you mean --batch-size? (see microgpt train --h"),
+    "data without its option": (["names.txt"], "names.txt; a file of documents is given as --data"),
     "option of two lines": (["--a\nb"], "unrecognized arguments"),
     "option without an end": (["--" + "x" * 9000], "unrecognized arguments: --xxx"),
     "missing argument": (["--steps"], "--steps: expected one argument"),
@@ -143,6 +147,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(name, names, capsys):
         (b"", "is empty"),
         (b"\n \n\t\r\n", "only blank lines"),
         (b"emma\nzo\xeb\n", "not UTF-8"),
+        ("emma".encode("utf-16"), "it looks like UTF-16: save it as UTF-8"),
         (None, "is a folder"),
     ],
 )

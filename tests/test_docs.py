@@ -55,9 +55,15 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, tracker, mock.MagicMock())
     if microgpt.BACKEND == "python":  # so that the pure core is done in seconds
         train, docs = microgpt.train, microgpt.load_documents()[:100]
+        prepare = microgpt.prepare
         monkeypatch.setattr(microgpt, "load_documents", lambda: docs)
         monkeypatch.setattr(
             microgpt, "train", lambda docs, **options: train(docs, **{**options, "steps": 5})
+        )
+        monkeypatch.setattr(
+            microgpt, "prepare", lambda docs, steps=20, **options: prepare(
+                docs, steps=steps if steps <= 20 else 5, **options
+            ),
         )
     names = {}
     for block in blocks(page, "python"):

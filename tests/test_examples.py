@@ -1,6 +1,8 @@
 """The examples: the original program gives the same bits with our Value as with a plain one."""
 
 import json
+import math
+import random
 import runpy
 import sys
 from pathlib import Path
@@ -101,6 +103,32 @@ def test_a_run_of_the_original_can_be_brought_in(tmp_path):
     assert {name: m.tolist() for name, m in loaded.items()} == lists
 
 
+def test_the_moons_are_told_apart(core, monkeypatch, capsys):
+    """Few points and neurons: the pure core is slow."""
+    monkeypatch.setattr(microgpt, "Value", core.Value, raising=False)
+    example = runpy.run_path(str(EXAMPLES / "two_moons.py"))
+    rng = random.Random(3)
+    points, labels = example["two_moons"](20, 0.05, rng)
+    assert all(math.hypot(x, y) == pytest.approx(1, abs=0.2) or label == 1
+               for (x, y), label in zip(points, labels, strict=True))  # fmt: skip
+    model = example["MLP"]([2, 8, 8, 1], rng)
+    assert len(model.parameters()) == 3 * 8 + 9 * 8 + 9
+    example["train"](model, points, labels, 60)
+    loss, accuracy = example["loss_and_accuracy"](model, points, labels)
+    assert loss.data < 0.2 and accuracy == 1.0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+@pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
+def test_the_moons_are_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    example = runpy.run_path(str(EXAMPLES / "two_moons.py"))
+    model = example["MLP"]([2, 1], random.Random(1))
+    example["draw"](model, [(0, 1), (1, 0)], [1, -1], tmp_path / "moons.png")
+    assert (tmp_path / "moons.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
 @pytest.mark.parametrize("val_loss", [{}, {"val_loss": 2.0}])
 def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
@@ -111,3 +139,10 @@ def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plot_log.py", str(log), str(picture)])
     runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_argument_shows_how_to_call_an_example(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "argv", ["plot_log.py"])
+    with pytest.raises(SystemExit, match="python examples/plot_log.py losses.jsonl loss.png"):
+        runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")

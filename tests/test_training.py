@@ -564,3 +564,12 @@ def test_parameters_and_a_call_are_there_for_who_expects_them():
 def test_the_names_of_the_package_are_the_public_ones():
     names = [name for name in dir(mg) if not name.startswith("__")]
     assert sorted(names) == sorted(set(mg.__all__) - {"__version__"})
+
+
+def test_a_text_or_a_model_in_the_wrong_place_is_said_so():
+    run = mg.prepare(["ab"])
+    for call in (run.model.loss, run.model.forward, lambda text: mg.score(run.model, text)):
+        with pytest.raises(TypeError, match="Tokenizer.encode makes ids of a text"):
+            call(["ab"] if call == run.model.loss else "ab")
+    with pytest.raises(TypeError, match="generate takes a run"):
+        mg.generate(run.model)

@@ -68,7 +68,9 @@ def power(x: float, exponent: float) -> float:
     try:
         return float(x**exponent)
     except ZeroDivisionError:
-        raise ZeroDivisionError(f"{x} cannot be raised to the power {exponent}") from None
+        raise ZeroDivisionError(
+            f"division by zero: {x} cannot be raised to the power {exponent}"
+        ) from None
     except OverflowError:
         raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
 
@@ -129,6 +131,8 @@ def rectangle(lists: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
 
 
 def row_index(i: Any, rows: int) -> int:
+    if isinstance(i, tuple):
+        raise TypeError("an entry of a Matrix is m[i][j], not m[i, j]")
     row = index(i)
     if not -rows <= row < rows:
         raise IndexError(f"row {shown(row)} of a Matrix with {rows} rows")
@@ -151,6 +155,9 @@ def load_shapes(own: Shape, other: Shape) -> None:
 
 def ids(items: Iterable[Any], n: int, what: str) -> list[int]:
     """Return items as a list of ints; raise ValueError if one is outside 0..n-1."""
+    items = list(items)
+    if any(isinstance(item, str) for item in items):
+        raise TypeError(f"{what}s must be ints, not text: Tokenizer.encode makes ids of a text")
     numbers = [index(item) for item in items]
     if not numbers:
         raise ValueError(f"at least one {what} is needed")

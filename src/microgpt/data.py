@@ -186,8 +186,10 @@ def _documents(data: bytes, name: str, unit: str) -> list[str]:
     except UnicodeDecodeError as error:
         at = error.start
         line = len(_lines(data[:at].decode("utf-8")))
+        utf_16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         raise ValueError(
             f"{name}: not UTF-8 text (byte 0x{data[at]:02x} at offset {at}, line {line})"
+            + ("; it looks like UTF-16: save it as UTF-8" if utf_16 else "")
         ) from None
     parts = _lines(text)
     if unit != "line":

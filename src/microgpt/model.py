@@ -234,7 +234,7 @@ class GPT:
         w, n_head = self.state_dict, self.config.n_head
         note = ({} if trace is None else trace).__setitem__
         x = embedding(w["wte"], tokens)  # token embedding
-        x = x + self._position_embedding(tokens, cache, starts)
+        x = x + self.position_embedding(tokens, cache, starts)
         note("embedding", x)
         x = rmsnorm(x)  # not redundant: the residual connection bypasses the next one
         for i in range(self.config.n_layer):
@@ -279,9 +279,10 @@ class GPT:
         """Return forward(tokens, ...)."""
         return self.forward(tokens, cache, starts, trace)
 
-    def _position_embedding(
+    def position_embedding(
         self, tokens: Sequence[int], cache: Cache | None, starts: Sequence[int] | None
     ) -> Matrix:
+        """Return the rows of wpe for tokens; the arguments and errors are those of forward."""
         wpe = self.state_dict["wpe"]
         if cache is None:
             return embedding(wpe, positions(tokens, starts, self.config.block_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from . import __version__
@@ -140,7 +141,33 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of one command; argv: the words, None: those of the process."""
-    return parser().parse_args(argv)
+    top = parser()
+    options, unknown = top.parse_known_args(argv)
+    if unknown:
+        [commands] = [action.choices for action in top._actions if isinstance(action.choices, dict)]
+        command = commands[options.command]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], command)}")
+    return options
+
+
+# What options of other programs are called here.
+ELSEWHERE = {
+    "--epochs": "--steps", "--iters": "--steps", "--max-iters": "--steps", "--max-steps": "--steps",
+    "--learning-rate": "--lr", "--input": "--data", "--input-file": "--data", "--file": "--data",
+    "--output": "--out", "--save": "--out", "--checkpoint": "--resume", "--load": "--resume",
+    "--top": "--top-k", "--num-samples": "--samples", "--n": "-n", "--context": "--block-size",
+}  # fmt: skip
+
+
+def _hint(word: str, command: argparse.ArgumentParser) -> str:
+    """Return what may have been meant by an argument that the command does not know, or nothing."""
+    flags = [flag for action in command._actions for flag in action.option_strings]
+    if not word.startswith("-"):
+        return "; a file of documents is given as --data FILE" if "--data" in flags else ""
+    name = word.partition("=")[0].replace("_", "-")
+    meant = [flag for flag in (name, ELSEWHERE.get(name)) if flag in flags]
+    meant = meant or get_close_matches(name[:30], flags, 1, 0.7)
+    return f"; did you mean {meant[0]}?" if meant else ""
 
 
 def parser() -> argparse.ArgumentParser:

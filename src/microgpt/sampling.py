@@ -40,6 +40,8 @@ def generate(
     prompt does not fit or has a character that is not in the alphabet; FloatingPointError if a
     logit is not finite.
     """
+    if isinstance(run, GPT):
+        raise TypeError("generate takes a run, which knows the alphabet; sample takes a model")
     n, length = checks.integer(n, "n", 0), _length(run.model, length, prompt)
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
