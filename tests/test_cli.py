@@ -313,11 +313,13 @@ def test_documents_that_are_cut_are_said_with_what_to_do(names, tmp_path, capsys
     out = ["--out", str(tmp_path / "m")]
     [line] = advice_of(capsys, "--data", str(names), "--steps", "2", "--block-size", "5", *out)
     assert "3 of 6 documents are longer than the block size and cut" in line
-    assert "larger block size" in line and "the unit stream" in line
+    assert "--block-size" in line and "--unit stream" in line
 
 
 def test_a_training_that_went_wrong_is_said_to(names, tmp_path, capsys):
     common = ["--data", str(names), "--out", str(tmp_path / "m"), "--samples", "0"]
+    [line] = advice_of(capsys, *common, "--steps", "20", "--lr", "1e6")
+    assert "the loss is above that of a uniform guess" in line
     [line] = advice_of(capsys, *common, "--steps", "100", "--lr", "100")
     assert "the loss is above that of a uniform guess, 2.4849" in line and "--lr" in line
     common += ["--val-fraction", "0.4", "--lr", "0"]

@@ -147,7 +147,7 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
     _require(
         metadata["model"] == model_class.__name__,
         f"its model is a {shorten(metadata['model'])}, not a {model_class.__name__}: "
-        "pass the class to load as model",
+        "load(path, model=...) reads it, given the class",
     )
     config = _fields(Config, metadata["config"], "the config")
     _require(config.n_layer <= len(reader.shapes), f"it has fewer than {config.n_layer} layers")

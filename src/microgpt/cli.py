@@ -132,9 +132,9 @@ def _train(options: Namespace) -> int:
 
 
 def _advise(run: Run, val_loss: float | None) -> None:
-    """Say what to try if a training that was not short has not learned as much as it might."""
+    """Say what to try if a training diverged, or was not short and has learned little."""
     uniform, best = uniform_loss(run.model), "the learning rate may be too high (--lr)"
-    if len(run.losses) < RECENT:
+    if not run.losses or len(run.losses) < RECENT and run.recent_loss < 2 * uniform:
         return
     if run.recent_loss > uniform:
         _say(f"the loss is above that of a uniform guess, {uniform:.4f}: {best}")

@@ -163,7 +163,12 @@ class Run:
         return ids[:-1] if self.config.unit == "stream" else ids
 
     def val_loss(self) -> float:
-        """Return the mean loss over all positions of the validation documents."""
+        """Return the mean loss over all positions of the validation documents.
+
+        Raises ValueError if there are none.
+        """
+        if not self.validation:
+            raise ValueError("the run has no validation documents: prepare it with val_fraction")
         return mean_loss(self.model, [self.encode(doc) for doc in self.validation])
 
 
@@ -305,7 +310,7 @@ def advice(run: Run) -> list[str]:
     if run.num_cut:
         lines.append(
             f"{run.num_cut} of {len(run.documents)} documents are longer than the block size "
-            "and cut: a larger block size uses more of them, the unit stream all of the text"
+            "and cut: a larger one (--block-size) uses more of them, --unit stream all of the text"
         )
     return lines
 
