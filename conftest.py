@@ -1,11 +1,15 @@
 """Fixtures of the tests and the benchmarks."""
 
-import importlib
+import importlib.util
 import os
 import signal
 from pathlib import Path
 
 import pytest
+
+# Where the compiled core is not built the tests ask for the other one: else each training says so.
+if importlib.util.find_spec("microgpt._core") is None:
+    os.environ.setdefault("MICROGPT_BACKEND", "python")
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so would every process of a test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -70,7 +70,7 @@ def test_without_home_and_without_any_other_variable():
         [sys.executable, "-W", "error", "-m", "microgpt", *map(str, TRAIN)],
         capture_output=True, env=environment, timeout=300,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, processes.problems(done.stderr.decode())) == (0, "")
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path):
