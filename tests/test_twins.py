@@ -4,6 +4,7 @@ Values are compared by `float.hex`, blocks within a tolerance. Programs of many 
 in test_random_programs.
 """
 
+import array
 import doctest
 import inspect
 import math
@@ -324,3 +325,12 @@ def test_the_examples_in_the_docstrings_of_the_compiled_core_hold(compiled):
                 if "RMSNORM_EPS" != name and getattr(thing, "__module__", None) != "contextlib":
                     assert runner.run(test).failed == 0, name
     assert found > 5
+
+
+def test_powers_of_one_and_to_zero_are_one_even_of_a_signalling_nan(core):
+    """As for a float, while C's pow returns NaN; their kind of NaN comes from files and buffers."""
+    [nan] = array.array("d", bytes.fromhex("010000000000f07f"))
+    assert math.isnan(nan) and 1.0**nan == 1.0 == nan**0.0
+    assert (core.Value(1.0) ** nan).data == 1.0 == (core.Value(nan) ** 0.0).data
+    assert (core.Matrix.of([[1.0]]) ** nan).tolist() == [[1.0]]
+    assert (core.Matrix.of([[nan]]) ** 0.0).tolist() == [[1.0]]

@@ -280,6 +280,8 @@ cdef inline object times_any(Value a, object b):
 
 cdef double power(double x, double exponent) except? -1.0:
     """Return x ** exponent; raise where a float would."""
+    if x == 1.0 or exponent == 0.0:  # C's pow makes an exception for signalling NaNs
+        return 1.0
     cdef double result = pow(x, exponent)
     if not isfinite(result) and isfinite(x) and isfinite(exponent):
         return checks.power(x, exponent)

@@ -192,6 +192,12 @@ BACKWARD(multiply)
     PASS_ON(b, a[i] * dy[i]);
 }
 
+/* x ** exponent as in Python: C's pow makes an exception for signalling NaNs. */
+static double power_of(double x, double exponent)
+{
+    return x == 1.0 || exponent == 0.0 ? 1.0 : pow(x, exponent);
+}
+
 /* Whether x ** exponent is an error in Python. */
 static int power_fails(double x, double exponent)
 {
@@ -229,13 +235,13 @@ FORWARD(power)
         }
         for (Index i = 0; large && i < n; i++)
             if (!(fabs(y[i]) < 1e300)) {
-                y[i] = pow(a[i], exponent);
+                y[i] = power_of(a[i], exponent);
                 fails |= power_fails(a[i], exponent);
             }
         return fails;
     }
     for (Index i = 0; i < n; i++) {
-        y[i] = pow(a[i], exponent);
+        y[i] = power_of(a[i], exponent);
         if (!(fabs(y[i]) < 1e300) || !(fabs(y[i] / a[i]) < 1e300))
             fails |= power_fails(a[i], exponent) || power_fails(a[i], exponent - 1.0);
     }
@@ -250,7 +256,7 @@ BACKWARD(power)
     else if (exponent == 3.0)
         PASS_ON(a, 3.0 * (a[i] * a[i]) * dy[i]);
     else
-        PASS_ON(a, exponent * pow(a[i], exponent - 1.0) * dy[i]);
+        PASS_ON(a, exponent * power_of(a[i], exponent - 1.0) * dy[i]);
 }
 
 FORWARD(exp)
