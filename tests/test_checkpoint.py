@@ -643,11 +643,11 @@ def test_no_cache_is_many_times_larger_than_the_file(sizes, path):
     path.write_bytes(blank(**sizes))
     assert path.stat().st_size < 10**7
     run = mg.load(path)
-    if 2 * sizes["n_layer"] * 10**5 < 2**26:
-        mg.generate(run, 1, length=1)
-    else:
+    if 2 * sizes["n_layer"] * 10**5 >= 2**26:
         with pytest.raises(ValueError, match="a cache for block_size 100000 needs 2e\\+08 numbers"):
             mg.generate(run, 1, length=1)
+    elif mg.BACKEND == "cython":  # as Values, what is allowed takes 8 GB and some minutes
+        mg.generate(run, 1, length=1)
 
 
 def test_a_file_may_not_ask_for_a_step_that_fills_the_memory(path):
