@@ -277,3 +277,13 @@ def test_a_parameter_that_no_file_could_hold_is_refused_at_once(name, parameter,
 
     with pytest.raises(error, match="parameter"):
         mg.prepare(["emma"], model=Odd)
+
+
+def test_documents_are_packed_up_to_block_size():
+    docs = [[5, 0, 1, 2, 5], [5, 5], (5, 3, 5)]
+    assert mg.pack_documents(docs, 3) == ([5, 0, 1, 5, 5, 3], [0, 1, 2, 5, 3, 5], [0, 3, 4])
+    assert mg.pack_documents([], 3) == ([], [], [])
+    with pytest.raises(ValueError, match="a document needs at least two tokens, not 1"):
+        mg.pack_documents([[5, 5], [5]], 3)
+    with pytest.raises(TypeError):
+        mg.pack_documents([None], 3)

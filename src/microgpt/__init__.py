@@ -34,6 +34,7 @@ _MODULES = {
         "linear",
         "mean",
         "no_grad",
+        "pack_documents",
         "positions",
         "relu",
         "rmsnorm",

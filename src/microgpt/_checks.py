@@ -236,6 +236,10 @@ def document_length(length: int, block_size: int) -> None:
         raise ValueError(f"a document of {length} tokens is longer than block_size {block_size}")
 
 
+def document_too_short(length: int) -> None:
+    raise ValueError(f"a document needs at least two tokens, not {length}")
+
+
 def starts_need_equal_rows(rows: int, keys: int) -> None:
     if rows != keys:
         raise ValueError(f"starts need as many keys as queries, not {keys} and {rows}")

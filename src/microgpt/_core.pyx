@@ -928,7 +928,7 @@ cdef Matrix record(Node* node):
     if no_grad_depth and tape is NULL:
         block.op = NONE
         block.n_inputs = 0
-        free_buffer(block.saved, block.n_saved)
+        free_buffer(block.saved, block.saved_capacity)
         block.saved = NULL
         release_ids(block.ids)
         block.ids = NULL

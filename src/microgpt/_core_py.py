@@ -43,6 +43,7 @@ __all__ = [
     "linear",
     "mean",
     "no_grad",
+    "pack_documents",
     "positions",
     "relu",
     "rmsnorm",
@@ -405,6 +406,32 @@ def positions(
     if block_size is not None:
         checks.document_length(max(result) + 1, checks.index(block_size))
     return result
+
+
+def pack_documents(
+    docs: Iterable[Sequence[int]], block_size: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Return tokens, targets and first rows of documents, one after another without padding.
+
+    docs: lists of token ids; position t of each predicts its token t + 1.
+    block_size: the maximum number of tokens per document; the rest is not used.
+
+    Raises ValueError if a document has fewer than two tokens.
+
+    >>> pack_documents([[3, 0, 1, 3], [3, 2, 3]], block_size=2)
+    ([3, 0, 3, 2], [0, 1, 2, 3], [0, 2])
+    """
+    tokens: list[int] = []
+    targets: list[int] = []
+    starts: list[int] = []
+    for doc in docs:
+        if len(doc) < 2:
+            checks.document_too_short(len(doc))
+        n = min(len(doc) - 1, block_size)
+        starts.append(len(tokens))
+        tokens += doc[:n]
+        targets += doc[1 : n + 1]
+    return tokens, targets, starts
 
 
 def draw_token(

@@ -67,7 +67,7 @@ cdef int need_grad(Node* node) except -1:
         owner = block_of(block.inputs[0])
         block.grad = owner.grad + (block.data - owner.data)
     else:
-        block.grad = new_buffer(size_of(node))
+        block.grad = new_buffer(block.capacity)
         block.grad_is_zero = True
     return 0
 

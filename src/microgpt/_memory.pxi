@@ -124,10 +124,12 @@ cdef struct Block:
     Py_ssize_t cols
     double* data
     double* grad  # NULL until needed
+    Py_ssize_t capacity  # of data and of grad
     bint grad_is_zero  # whatever its memory holds: what is added first is written
     bint grad_is_seen  # through a buffer, so that its memory always holds it
     double* saved  # what backward needs of the forward
     Py_ssize_t n_saved
+    Py_ssize_t saved_capacity
     Node* inputs[3]
     uint64_t version  # counts the changes of its numbers from outside; a view has that of its owner
     uint64_t made  # the version that the forward wrote
@@ -382,6 +384,11 @@ cdef inline Py_ssize_t capacity_for(Py_ssize_t n) noexcept:
     return n if n > SPARE_DOUBLES else <Py_ssize_t>8 << size_class(n)
 
 
+cdef inline bint has_room(Py_ssize_t capacity, Py_ssize_t n) noexcept:
+    """Whether a buffer is kept for n doubles: one size serves documents that differ by a few."""
+    return capacity // 8 <= n <= capacity
+
+
 cdef double* new_buffer(Py_ssize_t n) except NULL:
     """Return room for n doubles, aligned to a cache line, its content undefined."""
     global n_spare_doubles
@@ -458,6 +465,7 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
     try:
         if op != VIEW and op != LOAD:
             block.data = new_buffer(rows * cols)
+            block.capacity = capacity_for(rows * cols)
         node = new_node(BLOCK, 0.0)
     except:
         free_block(block)
@@ -469,9 +477,9 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
 cdef void free_block(Block* block) noexcept:
     global spare_blocks
     if block.op != VIEW and block.op != LOAD:
-        free_buffer(block.data, block.rows * block.cols)
-        free_buffer(block.grad, block.rows * block.cols)
-    free_buffer(block.saved, block.n_saved)
+        free_buffer(block.data, block.capacity)
+        free_buffer(block.grad, block.capacity)
+    free_buffer(block.saved, block.saved_capacity)
     PyMem_RawFree(block.items)
     PyMem_RawFree(block.elements)
     release_ids(block.ids)
@@ -483,17 +491,18 @@ cdef void free_block(Block* block) noexcept:
 cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
     """Change the rows of a block to which only its graph refers; its numbers are undefined."""
     cdef Block* block = block_of(node)
-    cdef Py_ssize_t n = rows * block.cols, n_before = block.rows * block.cols
+    cdef Py_ssize_t n = rows * block.cols
     if block.op == LOAD or block.op == VIEW:
         return 0
-    PyMem_RawFree(block.elements)
-    block.elements = NULL
-    if capacity_for(n) != capacity_for(n_before):
-        free_buffer(block.data, n_before)
-        free_buffer(block.grad, n_before)
+    if block.elements is not NULL:
+        PyMem_RawFree(block.elements)
+        block.elements = NULL
+    if not has_room(block.capacity, n):
+        free_buffer(block.data, block.capacity)
+        free_buffer(block.grad, block.capacity)
         block.data = block.grad = NULL
-        block.rows = rows
         block.data = new_buffer(n)
+        block.capacity = capacity_for(n)
     block.rows = rows
     resize_saved(block)
     return 0
@@ -501,11 +510,12 @@ cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
 
 cdef int resize_saved(Block* block) except -1:
     """Make room for what the forward of a block saves; it is undefined then."""
-    cdef Py_ssize_t n = numbers_saved(block)
-    if n != block.n_saved:
-        free_buffer(block.saved, block.n_saved)
-        block.saved, block.n_saved = NULL, n
-        block.saved = new_buffer(n)
+    block.n_saved = numbers_saved(block)
+    if block.n_saved and not has_room(block.saved_capacity, block.n_saved):
+        free_buffer(block.saved, block.saved_capacity)
+        block.saved = NULL
+        block.saved = new_buffer(block.n_saved)
+        block.saved_capacity = capacity_for(block.n_saved)
     return 0
 
 

@@ -199,6 +199,30 @@ def positions(tokens, starts=None, block_size=None):
     return [ids.items[t] for t in range(rows)]
 
 
+def pack_documents(docs, Py_ssize_t block_size):
+    """Return tokens, targets and first rows of documents, one after another without padding.
+
+    docs: lists of token ids; position t of each predicts its token t + 1.
+    block_size: the maximum number of tokens per document; the rest is not used.
+
+    Raises ValueError if a document has fewer than two tokens.
+
+    >>> pack_documents([[3, 0, 1, 3], [3, 2, 3]], block_size=2)
+    ([3, 0, 3, 2], [0, 1, 2, 3], [0, 2])
+    """
+    cdef list ids, tokens = [], targets = [], starts = []
+    cdef Py_ssize_t n
+    for doc in docs:
+        ids = doc if type(doc) is list else list(doc)
+        if len(ids) < 2:
+            refuse(checks.document_too_short, (len(ids),))
+        n = min(len(ids) - 1, block_size)
+        starts.append(len(tokens))
+        tokens.extend(ids[:n])
+        targets.extend(ids[1 : n + 1])
+    return tokens, targets, starts
+
+
 cdef uint64_t n_recordings = 0
 
 

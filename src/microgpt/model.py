@@ -28,6 +28,7 @@ from .core import (
     grad_enabled,
     linear,
     mean,
+    pack_documents,
     positions,
     relu,
     rmsnorm,
@@ -309,19 +310,8 @@ class GPT:
         return self.packed_loss(*self.pack(docs))
 
     def pack(self, docs: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
-        """Return tokens, targets and first rows of docs, one after another without padding."""
-        block_size = self.config.block_size
-        tokens: list[int] = []
-        targets: list[int] = []
-        starts: list[int] = []
-        for doc in docs:
-            if len(doc) < 2:
-                raise ValueError(f"a document needs at least two tokens, not {len(doc)}")
-            n = min(len(doc) - 1, block_size)
-            starts.append(len(tokens))
-            tokens += doc[:n]
-            targets += doc[1 : n + 1]
-        return tokens, targets, starts
+        """Return tokens, targets and first rows of docs, as pack_documents does."""
+        return pack_documents(docs, self.config.block_size)
 
     def packed_loss(
         self, tokens: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
