@@ -288,8 +288,7 @@ cdef int start_traversal(Node* root, Traversal* walk) except -1:
                     refuse_changed_numbers(walk.topo[i])
     except:
         end_traversal(walk)
-        PyMem_RawFree(walk.topo)
-        walk.topo = NULL
+        free_array(walk.topo, walk.capacity, sizeof(Node*))
         raise
     return 0
 
@@ -302,8 +301,7 @@ cdef void end_traversal(Traversal* walk) noexcept:
     for i in range(walk.depth):
         walk.stack[i].node.mark = 0
     numbers_in_use[walk.number] = False
-    PyMem_RawFree(walk.stack)
-    walk.stack = NULL
+    free_array(walk.stack, walk.stack_capacity, sizeof(Frame))
 
 
 cdef int backward_from(Node* root) except -1:
@@ -340,21 +338,24 @@ cdef int backward_below(Node* root) except -1:
         sweep(&walk, 0)
         walk.n = 0
     end_traversal(&walk)
-    PyMem_RawFree(walk.topo)
+    free_array(walk.topo, walk.capacity, sizeof(Node*))
     return 0
 
 
-cdef int grow(void** memory, Py_ssize_t* capacity, size_t size) except -1:
-    """Double an array of the sort."""
+cdef int grow(void** array, Py_ssize_t* capacity, size_t size) except -1:
+    """Double an array of items of a size; it is a buffer, so that a steady step asks for none."""
     cdef Py_ssize_t more = 2 * capacity[0] if capacity[0] else 64
-    cdef void* moved = NULL
-    if not allocation_should_fail():
-        moved = PyMem_RawRealloc(memory[0], more * size)
-    if moved is NULL:
-        raise MemoryError(f"no memory to sort a graph of more than {capacity[0]} nodes")
-    memory[0] = moved
+    cdef double* moved = new_buffer(more * size // sizeof(double))
+    if array[0] is not NULL:
+        memcpy(moved, array[0], capacity[0] * size)
+    free_array(array[0], capacity[0], size)
+    array[0] = moved
     capacity[0] = more
     return 0
+
+
+cdef void free_array(void* array, Py_ssize_t capacity, size_t size) noexcept:
+    free_buffer(<double*>array, capacity * size // sizeof(double))
 
 
 cdef inline bint is_scaled(Block* y) noexcept:

@@ -191,7 +191,7 @@ cdef bint allocation_should_fail() noexcept:
 
 
 cdef void* allocate(size_t size) except NULL:
-    """Request memory from the system; only this and `grow` do."""
+    """Request memory from the system; only this does."""
     cdef void* memory = NULL if allocation_should_fail() else PyMem_RawMalloc(size)
     if memory is NULL:
         raise MemoryError(f"no memory for {size} bytes of graph")

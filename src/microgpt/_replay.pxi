@@ -289,7 +289,7 @@ cdef class _Graph:
         cdef Py_ssize_t i
         for i in range(self.n - 1, -1, -1):
             release(self.steps[i].node)
-        PyMem_RawFree(self.steps)
+        free_array(self.steps, self.capacity, sizeof(Step))
 
     cdef int add(self, Node* node) except -1:
         """Note a node that was computed; its inputs are set."""
