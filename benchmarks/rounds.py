@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 
 def spread(times: Sequence[float]) -> float:
-    """Return half the distance of the quartiles, relative to the median."""
+    """Return half the distance of the quartiles, relative to the median; inf for one time."""
+    if len(times) < 2:
+        return math.inf
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return (high - low) / 2 / median
 
