@@ -205,6 +205,28 @@ def told(result, core):
     return str(result)
 
 
+def test_a_wrong_type_is_told_in_the_same_words(cores):
+    """Those of the checks, which name the argument, not those of Cython."""
+    names = {
+        "embedding": "table", "linear": "x w", "rmsnorm": "x", "relu": "x", "softmax": "x",
+        "attention": "q k v", "attention_weights": "q k", "cross_entropy": "logits", "mean": "x",
+    }  # fmt: skip
+    for name, blocks in names.items():
+        for i, block in enumerate(blocks.split()):
+            for bad in ("nothing", "1.5", "[[1, 2]]", "value"):
+                for core in cores:
+                    function, arguments = calls(core)[name]
+                    arguments[i] = bad_arguments(core)[bad]
+                    kind = type(arguments[i]).__name__
+                    with pytest.raises(TypeError, match=f"^{block} must be a Matrix, not {kind}$"):
+                        function(*arguments)
+    for core in cores:
+        with pytest.raises(TypeError, match="^loss must be a Value, not Matrix$"):
+            core.adam_minimize(core.Matrix(1, 1), None, 0.1)
+        with pytest.raises(TypeError, match="^a Replay is made from a function, not int$"):
+            core.Replay(3)
+
+
 @pytest.mark.parametrize("name", calls(_core_py))
 def test_a_bad_argument_gives_the_same_type_of_error(cores, name):
     n_arguments = len(calls(cores[0])[name][1])
@@ -271,6 +293,14 @@ def test_classes_have_the_same_members(cores, name):
         assert hasattr(cores[1].Value, member)
 
 
+@pytest.mark.parametrize("name", ["Value.data", "Value.grad", "Matrix.data", "Matrix.grad",
+                                  "Matrix.shape"])  # fmt: skip
+def test_a_property_has_the_same_line_of_help_in_both(cores, name):
+    owner, _, name = name.partition(".")
+    pure, compiled = (getattr(getattr(core, owner), name).__doc__ for core in cores)
+    assert pure and compiled == pure
+
+
 def parameters(function):
     """Return names, kinds, defaults and types, with that of the result."""
     signature = inspect.signature(function)
@@ -310,6 +340,7 @@ def test_help_shows_types_and_no_traces_of_the_signature(compiled):
     )
     for thing in (compiled.Value, compiled.Matrix, compiled.Replay):
         assert "--" not in thing.__doc__
+        assert "__pyx" not in pydoc.render_doc(thing)
 
 
 def test_the_examples_in_the_docstrings_of_the_compiled_core_hold(compiled):

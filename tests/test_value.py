@@ -207,6 +207,23 @@ def test_sub_and_div_are_made_of_add_mul_and_power_as_in_the_script(core):
     assert quotient._children[1]._op == "**"
 
 
+@pytest.mark.parametrize("number", [0.0, -0.0, 2.0, -2.0, 5e-324, math.inf])
+def test_the_power_0_is_1_and_its_derivative_0(core, number):
+    """At 0 and where 1 / x is too large, too: there the script has an error."""
+    x = core.Value(number)
+    y = x**0
+    y.backward()
+    assert (y.data, x.grad) == (1.0, 0.0)
+
+
+def test_a_value_is_written_in_the_format_of_its_number(core):
+    x = core.Value(1.23456)
+    assert f"{x:.3f} {x:8.2f}|{x:e}" == "1.235     1.23|1.234560e+00"
+    assert f"{x}" == str(x) == repr(x)
+    with pytest.raises(ValueError, match="format"):
+        format(x, "d")
+
+
 def test_children_and_local_grads_are_tuples_in_the_order_of_the_operands(core):
     a, b = core.Value(3), core.Value(2)
     product = a * b
@@ -297,19 +314,24 @@ ERRORS = {
     "log(-1)": (lambda V: V(-1).log(), ValueError, "-1.0"),
     "log(-inf)": (lambda V: V(-math.inf).log(), ValueError, "-inf"),
     "exp(710)": (lambda V: V(710).exp(), OverflowError, "710.0"),
-    "0 ** -1": (lambda V: V(0) ** -1, ZeroDivisionError, "0.0"),
-    "0 ** 0.5": (lambda V: V(0) ** 0.5, ZeroDivisionError, "0.0"),  # the local gradient
-    "0 ** 0": (lambda V: V(0) ** 0, ZeroDivisionError, "0.0"),  # the local gradient
-    "-0 ** -1": (lambda V: V(-0.0) ** -1, ZeroDivisionError, "0.0"),
+    "0 ** -1": (lambda V: V(0) ** -1, ZeroDivisionError, "division by zero: 1 / 0.0"),
+    "0 ** -2": (lambda V: V(0) ** -2, ZeroDivisionError, r"division by zero: 0.0 \*\* -2.0"),
+    "0 ** 0.5": (
+        lambda V: V(0) ** 0.5, ZeroDivisionError, r"derivative of x \*\* 0.5 at 0.0 is infinite",
+    ),
+    "-0 ** -1": (lambda V: V(-0.0) ** -1, ZeroDivisionError, "1 / -0.0"),
     "-8 ** 0.5": (lambda V: V(-8) ** 0.5, ValueError, "-8.0"),
     "-8 ** -0.5": (lambda V: V(-8) ** -0.5, ValueError, "-8.0"),
     "1e200 ** 2": (lambda V: V(1e200) ** 2, OverflowError, "1e[+]?200"),
-    "1e-200 ** -2": (lambda V: V(1e-200) ** -2, OverflowError, "1e-200"),
-    "x / 0": (lambda V: V(1) / 0, ZeroDivisionError, "0.0"),
-    "x / 0.0": (lambda V: V(1) / 0.0, ZeroDivisionError, "0.0"),
-    "x / Value(0)": (lambda V: V(1) / V(0), ZeroDivisionError, "0.0"),
-    "1 / Value(0)": (lambda V: 1 / V(0), ZeroDivisionError, "0.0"),
-    "1 / Value(1e-200)": (lambda V: 1 / V(1e-200), OverflowError, "1e-200"),
+    "1e-200 ** -2": (lambda V: V(1e-200) ** -2, OverflowError, r"1e-200 \*\* -2.0 is too large"),
+    "x / 0": (lambda V: V(1) / 0, ZeroDivisionError, "division by zero: 1 / 0.0"),
+    "x / 0.0": (lambda V: V(1) / 0.0, ZeroDivisionError, "division by zero: 1 / 0.0"),
+    "x / Value(0)": (lambda V: V(1) / V(0), ZeroDivisionError, "division by zero: 1 / 0.0"),
+    "1 / Value(0)": (lambda V: 1 / V(0), ZeroDivisionError, "division by zero: 1 / 0.0"),
+    "1 / Value(1e-310)": (lambda V: 1 / V(1e-310), OverflowError, "^1 / 1e-310 is too large"),
+    "1 / Value(1e-200)": (
+        lambda V: 1 / V(1e-200), OverflowError, "derivative of 1 / x at 1e-200 is too large",
+    ),
     "x ** Value": (lambda V: V(2) ** V(2), TypeError, "not a Value"),
     "2 ** Value": (lambda V: 2 ** V(2), TypeError, None),
     "x ** 10**400": (lambda V: V(2) ** 10**400, OverflowError, "too large"),

@@ -15,13 +15,25 @@ Shape = tuple[int, int]
 
 
 def is_number(x: object) -> bool:
-    return isinstance(x, (float, int)) or hasattr(x, "__float__") or hasattr(x, "__index__")
+    if isinstance(x, (float, int)):
+        return True
+    return (hasattr(x, "__float__") or hasattr(x, "__index__")) and not _is_array(x)
+
+
+def _is_array(x: object) -> bool:
+    """Return whether x is an array, which converts to a float if it has one entry."""
+    return bool(getattr(x, "shape", ()))
 
 
 def number(x: Any, what: str) -> float:
     if not is_number(x):
         raise TypeError(f"{what} must be a number, not {type(x).__name__}")
     return float(x)
+
+
+def instance(x: object, name: str, wanted: type) -> None:
+    if not isinstance(x, wanted):
+        raise TypeError(f"{name} must be a {wanted.__name__}, not {type(x).__name__}")
 
 
 def index(x: Any) -> int:
@@ -65,14 +77,25 @@ def shown(x: object) -> str:
 def power(x: float, exponent: float) -> float:
     if x < 0.0 and math.isfinite(x) and math.isfinite(exponent) and exponent % 1.0:
         raise ValueError(f"{x} ** {exponent} is not a real number")
+    text = f"1 / {x}" if exponent == -1.0 else f"{x} ** {exponent}"  # a / b is a * b ** -1
     try:
         return float(x**exponent)
     except ZeroDivisionError:
-        raise ZeroDivisionError(
-            f"division by zero: {x} cannot be raised to the power {exponent}"
-        ) from None
+        raise ZeroDivisionError(f"division by zero: {text}") from None
     except OverflowError:
-        raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
+        raise OverflowError(f"{text} is too large for a float") from None
+
+
+def power_slope(x: float, exponent: float) -> float:
+    """Return the derivative of x ** exponent, which is 0 for the exponent 0, at 0 too."""
+    try:
+        return exponent * float(x ** (exponent - 1.0))
+    except (ZeroDivisionError, OverflowError) as error:
+        if exponent == 0.0:
+            return 0.0
+        text = "1 / x" if exponent == -1.0 else f"x ** {exponent}"
+        size = "infinite" if isinstance(error, ZeroDivisionError) else "too large for a float"
+        raise type(error)(f"the derivative of {text} at {x} is {size}") from None
 
 
 def exp(x: float) -> float:
@@ -86,6 +109,11 @@ def log(x: float) -> float:
     if x <= 0.0:
         raise ValueError(f"log({x}) is not defined: log takes a positive number")
     return math.log(x)
+
+
+def function(f: object) -> None:
+    if not callable(f):
+        raise TypeError(f"a Replay is made from a function, not {type(f).__name__}")
 
 
 def links(
@@ -121,7 +149,10 @@ def rectangle(lists: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
 
     Tuples, for what converts an entry later could get hold of a list and change its length.
     """
-    rows = tuple([tuple(row) for row in lists])
+    try:
+        rows = tuple([tuple(row) for row in lists])
+    except TypeError as error:
+        raise TypeError(f"a Matrix is made of rows, as in [[1, 2], [3, 4]]: {error}") from error
     lengths = {len(row) for row in rows}
     if not rows or 0 in lengths:
         raise ValueError("a Matrix has at least one row and one column")
@@ -198,8 +229,12 @@ def one_target_per_row(rows: int, targets: int) -> None:
 
 
 def elementwise_shapes(op: str, a: Shape, b: Shape) -> None:
-    if a[1] != b[1] or (a[0] != b[0] and 1 not in (a[0], b[0])):
-        raise ValueError(f"a {op} b needs equal shapes, or one row for all, not {a} and {b}")
+    if a[1] == b[1] and (a[0] == b[0] or 1 in (a[0], b[0])):
+        return
+    message = f"{op} needs as many rows and columns, or one row that serves all, not {a} and {b}"
+    if 1 in (a[1], b[1]):
+        message += f"; linear(column, Matrix.of([[1.0]] * {max(a[1], b[1])})) repeats a column"
+    raise ValueError(message)
 
 
 def matrix_with_value(op: str) -> None:
@@ -208,19 +243,27 @@ def matrix_with_value(op: str) -> None:
     )
 
 
+def matrix_with_array(op: str, x: object) -> None:
+    """Raise TypeError if x is an array, of NumPy say."""
+    if _is_array(x):
+        argument = "[array]" if len(getattr(x, "shape", ())) == 1 else "array"
+        raise TypeError(f"{op} of a Matrix and an array: Matrix.of({argument}) makes a Matrix")
+
+
 def exponent(x: object) -> None:
     raise TypeError(f"the exponent must be a number, not a {type(x).__name__}; see log and exp")
 
 
 def linear_shapes(x: Shape, w: Shape) -> None:
     if x[1] != w[1]:
-        raise ValueError(f"linear needs x (T, nin) and w (nout, nin), not {x} and {w}")
+        raise ValueError(f"linear needs x and w with equal columns, not {x} and {w}")
 
 
 def attention_shapes(q: Shape, k: Shape, v: Shape, n_head: int) -> None:
     if k != v or q[1] != k[1] or q[0] > k[0]:
         raise ValueError(
-            f"attention needs q (T, n), k and v (S, n) with S >= T, not {q}, {k} and {v}"
+            "attention needs equal columns in q, k and v, equal rows in k and v, and as many in q "
+            f"or fewer, not {q}, {k} and {v}"
         )
     if n_head < 1 or q[1] % n_head:
         raise ValueError(f"{q[1]} columns cannot be split into {n_head} heads")

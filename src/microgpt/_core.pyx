@@ -49,6 +49,9 @@ from ._core_py import RMSNORM_EPS, __all__
 
 
 cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        PyObject* tp_dict
+    void PyType_Modified(type)
     Py_ssize_t PY_SSIZE_T_MAX
     Py_ssize_t Py_REFCNT(PyObject*)
 
@@ -278,20 +281,31 @@ cdef inline object times_any(Value a, object b):
     return times_number(a, number) if to_double(b, &number) else NotImplemented
 
 
+cdef inline bint power_fails(double x, double exponent, double* result) noexcept:
+    """Set result to x ** exponent; return whether a float would raise an error."""
+    # C's pow makes an exception for signalling NaNs
+    result[0] = 1.0 if x == 1.0 or exponent == 0.0 else pow(x, exponent)
+    return not isfinite(result[0]) and isfinite(x) and isfinite(exponent)
+
+
 cdef double power(double x, double exponent) except? -1.0:
     """Return x ** exponent; raise where a float would."""
-    if x == 1.0 or exponent == 0.0:  # C's pow makes an exception for signalling NaNs
-        return 1.0
-    cdef double result = pow(x, exponent)
-    if not isfinite(result) and isfinite(x) and isfinite(exponent):
-        return checks.power(x, exponent)
-    return result
+    cdef double result
+    return checks.power(x, exponent) if power_fails(x, exponent, &result) else result
+
+
+cdef double power_slope(double x, double exponent) except? -1.0:
+    """Return the derivative of x ** exponent; raise where it is no float."""
+    cdef double result
+    if power_fails(x, exponent - 1.0, &result):
+        return checks.power_slope(x, exponent)
+    return exponent * result
 
 
 cdef Value to_the(Value a, double exponent):
     cdef double x = data_of(a.node)
-    cdef double local_grad = exponent * power(x, exponent - 1.0)
-    return one_child(POW, power(x, exponent), a.node, local_grad)
+    cdef double result = power(x, exponent)
+    return one_child(POW, result, a.node, power_slope(x, exponent))
 
 
 @cython.freelist(1024)
@@ -351,6 +365,7 @@ cdef class Value:
 
     @property
     def data(self):
+        """The number, a float; it can be set."""
         numbers_are_read()
         return data_of(self.node)
 
@@ -366,6 +381,7 @@ cdef class Value:
 
     @property
     def grad(self):
+        """The gradient, a float; `backward` adds to that of a leaf. It can be set."""
         cdef Block* block
         if self.node.kind != ELEMENT:
             return self.node.grad
@@ -421,6 +437,10 @@ cdef class Value:
 
     def __repr__(self):
         return f"Value(data={self.data}, grad={self.grad})"
+
+    def __format__(self, spec):
+        """Return the number in the format of a float, as in f"{value:.3f}"."""
+        return format(self.data, spec) if spec else str(self)
 
     def __reduce__(self):
         return Value, (self.data,)  # a copy is a leaf: it does not carry the graph along
@@ -593,8 +613,8 @@ cdef class Matrix:
 
     @classmethod
     def of(cls, lists):
-        """Return a Matrix of leaves with the numbers of a list of equally long lists."""
-        lists = checks.rectangle(lists)
+        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix."""
+        lists = lists.tolist() if isinstance(lists, Matrix) else checks.rectangle(lists)
         matrix = cls(len(lists), len(lists[0]))
         matrix.load(lists)
         return matrix
@@ -633,16 +653,19 @@ cdef class Matrix:
 
     @property
     def shape(self):
+        """The number of rows and of columns."""
         rows_are_read(self.node)
         return shape_of(self)
 
     @property
     def data(self):
+        """The numbers as a buffer of rows x cols float64; `tolist()` gives lists of them."""
         numbers_are_read()
         return memoryview(_Buffer.__new__(_Buffer, self, False))
 
     @property
     def grad(self):
+        """The gradients as a buffer of rows x cols float64; `grad.tolist()` gives lists."""
         return memoryview(_Buffer.__new__(_Buffer, self, True))
 
     def __len__(self):
@@ -680,6 +703,10 @@ cdef class Matrix:
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
+
+    def _is_leaf(self):
+        """Return whether the numbers are its own: not computed, not those of another Matrix."""
+        return block_of(self.node).op == NONE
 
     def tolist(self):
         """Return the numbers as a list of lists of floats."""
@@ -742,10 +769,8 @@ cdef class Matrix:
 
     def __truediv__(self, other):
         cdef double number = 0.0
-        if isinstance(other, (Matrix, Value)):
+        if isinstance(other, (Matrix, Value)) or not to_double(other, &number):
             return elementwise(MATRIX_DIVIDE, self, other)
-        if not to_double(other, &number):
-            return NotImplemented
         return elementwise(MATRIX_MULTIPLY, self, power(number, -1.0))
 
     def __rtruediv__(self, other):
@@ -795,6 +820,7 @@ cdef object elementwise(Op op, Matrix a, object other, bint swapped=False):
     elif to_double(other, &number):
         b = constant_row(number, cols_in(a))
     else:
+        checks.matrix_with_array(NAMES[op], other)  # can raise TypeError
         return NotImplemented
     if swapped:
         a, b = b, a
@@ -961,10 +987,11 @@ cdef int refuse_numbers(Node* node) except -1:
             elif y.op == MATRIX_LOG:
                 checks.log(x)
             elif y.op == MATRIX_DIVIDE:
-                power(other, -2.0)  # the local gradient of other ** -1
+                power(other, -1.0)
+                power_slope(other, -1.0)
             else:
-                power(x, other - 1.0)
                 power(x, other)
+                power_slope(x, other)
         raise ArithmeticError(f"{NAMES[y.op]} of numbers that changed meanwhile")
     finally:
         release(node)
@@ -1068,50 +1095,62 @@ cdef Py_ssize_t heads(object n_head, Matrix q, Matrix k, Matrix v) except -1:
     return n_head
 
 
-def embedding(Matrix table not None, ids):
+cdef inline Matrix block_argument(object x, str name):
+    """Return x; raise TypeError unless it is a Matrix."""
+    if not isinstance(x, Matrix):
+        refuse(checks.instance, (x, name, Matrix))
+    return <Matrix>x
+
+
+def embedding(table, ids):
     """Return the rows of table that ids name: table (n, cols), T ids -> (T, cols).
 
     Raises ValueError if an id is outside 0..n-1 or there are no ids.
     """
-    cdef IdBuffer* rows = ids_of(ids, rows_in(table), "id")
-    return record(block_op(EMBEDDING, rows.n, cols_in(table), rows, table))
+    cdef Matrix a = block_argument(table, "table")
+    cdef IdBuffer* rows = ids_of(ids, rows_in(a), "id")
+    return record(block_op(EMBEDDING, rows.n, cols_in(a), rows, a))
 
 
-def linear(Matrix x not None, Matrix w not None):
+def linear(x, w):
     """Return x times w transposed: x (T, nin), w (nout, nin) -> (T, nout).
 
     Raises ValueError if the two nin differ.
     """
-    if cols_in(x) != cols_in(w):
-        refuse(checks.linear_shapes, (shape_of(x), shape_of(w)))
-    return record(block_op(LINEAR, rows_in(x), rows_in(w), NULL, x, w))
+    cdef Matrix a = block_argument(x, "x"), b = block_argument(w, "w")
+    if cols_in(a) != cols_in(b):
+        refuse(checks.linear_shapes, (shape_of(a), shape_of(b)))
+    return record(block_op(LINEAR, rows_in(a), rows_in(b), NULL, a, b))
 
 
-def rmsnorm(Matrix x not None):
+def rmsnorm(x):
     """Return each row divided by its root mean square: x (T, n) -> (T, n).
 
     x * (mean(x ** 2) + 1e-5) ** -0.5; Zhang and Sennrich 2019, arXiv:1910.07467, without a gain.
     """
-    return record(block_op(RMSNORM, rows_in(x), cols_in(x), NULL, x))
+    cdef Matrix a = block_argument(x, "x")
+    return record(block_op(RMSNORM, rows_in(a), cols_in(a), NULL, a))
 
 
-def relu(Matrix x not None):
+def relu(x):
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
-    return record(block_op(MATRIX_RELU, rows_in(x), cols_in(x), NULL, x))
+    cdef Matrix a = block_argument(x, "x")
+    return record(block_op(MATRIX_RELU, rows_in(a), cols_in(a), NULL, a))
 
 
-def softmax(Matrix x not None, temperature=1.0):
+def softmax(x, temperature=1.0):
     """Return the softmax of each row of x / temperature: x (T, n) -> (T, n); rows add up to 1.
 
     Raises ValueError if temperature is not positive.
     """
+    cdef Matrix a = block_argument(x, "x")
     cdef double number = checks.temperature(temperature)
-    cdef Node* node = block_op(SOFTMAX, rows_in(x), cols_in(x), NULL, x)
+    cdef Node* node = block_op(SOFTMAX, rows_in(a), cols_in(a), NULL, a)
     block_of(node).saved[0] = number
     return record(node)
 
 
-def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, starts=None):
+def attention(q, k, v, n_head, starts=None):
     """Return causal multi-head attention: q (T, n), k and v (S, n) with S >= T -> (T, n).
 
     Each of the n_head heads works on n / n_head adjacent columns. Row t of q is at
@@ -1122,42 +1161,47 @@ def attention(Matrix q not None, Matrix k not None, Matrix v not None, n_head, s
     softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
     Raises ValueError if shapes, n_head or starts do not fit.
     """
+    cdef Matrix a = block_argument(q, "q"), b = block_argument(k, "k")
+    cdef Matrix c = block_argument(v, "v")
     n_head, starts = plain_ints(n_head, starts)
-    cdef Py_ssize_t n = heads(n_head, q, k, v)
-    cdef IdBuffer* first_key = first_keys(q, k, starts)
-    return record(block_op(ATTENTION, rows_in(q), cols_in(q), first_key, q, k, v, n))
+    cdef Py_ssize_t n = heads(n_head, a, b, c)
+    cdef IdBuffer* first_key = first_keys(a, b, starts)
+    return record(block_op(ATTENTION, rows_in(a), cols_in(a), first_key, a, b, c, n))
 
 
-def attention_weights(Matrix q not None, Matrix k not None, n_head, starts=None):
+def attention_weights(q, k, n_head, starts=None):
     """Return the weights that `attention` gives: q (T, n), k (S, n) -> (n_head * T, S).
 
     Row h * T + t holds the weights of head h at row t; a key that it does not see has weight 0.
     """
+    cdef Matrix a = block_argument(q, "q"), b = block_argument(k, "k")
     n_head, starts = plain_ints(n_head, starts)
-    cdef Py_ssize_t n = heads(n_head, q, k, k)
-    cdef IdBuffer* first_key = first_keys(q, k, starts)
+    cdef Py_ssize_t n = heads(n_head, a, b, b)
+    cdef IdBuffer* first_key = first_keys(a, b, starts)
     return record(
-        block_op(ATTENTION_WEIGHTS, n * rows_in(q), rows_in(k), first_key, q, k, None, n))
+        block_op(ATTENTION_WEIGHTS, n * rows_in(a), rows_in(b), first_key, a, b, None, n))
 
 
-def cross_entropy(Matrix logits not None, targets):
+def cross_entropy(logits, targets):
     """Return -log(softmax(row)[target]) for each row: logits (T, n), T targets -> (T, 1).
 
     Computed with log-sum-exp, so that a probability too small for a float still gives its loss.
     Raises ValueError if a target is outside 0..n-1, or unless there is one per row.
     """
-    cdef IdBuffer* ids = ids_of(targets, cols_in(logits), "target")
-    if ids.n != rows_in(logits):
+    cdef Matrix a = block_argument(logits, "logits")
+    cdef IdBuffer* ids = ids_of(targets, cols_in(a), "target")
+    if ids.n != rows_in(a):
         targets = ids.n
         release_ids(ids)
-        refuse(checks.one_target_per_row, (rows_in(logits), targets))
-    return record(block_op(CROSS_ENTROPY, rows_in(logits), 1, ids, logits))
+        refuse(checks.one_target_per_row, (rows_in(a), targets))
+    return record(block_op(CROSS_ENTROPY, rows_in(a), 1, ids, a))
 
 
-def mean(Matrix x not None):
+def mean(x):
     """Return the mean of all entries as one Value: x (T, n)."""
-    cdef double data = mean_forward(block_of(x.node).data, size_of(x.node))
-    result = one_child(MEAN, data, x.node, 0.0)
+    cdef Matrix a = block_argument(x, "x")
+    cdef double data = mean_forward(block_of(a.node).data, size_of(a.node))
+    result = one_child(MEAN, data, a.node, 0.0)
     if tape is not NULL and result.node.kind == MEAN:
         (<_Graph>tape).add(result.node)
     return result
@@ -1179,9 +1223,7 @@ cdef inline double* changing(Matrix x) except NULL:
 
 
 cdef Node* node_of(object x) except NULL:
-    if not isinstance(x, Matrix):
-        raise TypeError(f"a param or moment must be a Matrix, not {type(x).__name__}")
-    return (<Matrix>x).node
+    return block_argument(x, "a param or moment").node
 
 
 @cython.final
@@ -1286,12 +1328,14 @@ def adam_update(adam, lr):
     take_step(adam, step, moments, &rates)
 
 
-def adam_minimize(Value loss not None, adam, lr):
+def adam_minimize(loss, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
     cdef AdamRates rates
+    if not isinstance(loss, Value):
+        refuse(checks.instance, (loss, "loss", Value))
     cdef _Moments moments = _Moments.__new__(_Moments, adam)
     step = next_step(adam, lr, &rates)
-    backward_from(loss.node)
+    backward_from((<Value>loss).node)
     take_step(adam, step, moments, &rates)
 
 
@@ -1333,3 +1377,5 @@ def annotate():
 
 annotate()
 del annotate
+(<dict>(<PyTypeObject*>Replay).tp_dict).pop("__pyx_vtable__")  # which help() would show
+PyType_Modified(Replay)

@@ -92,6 +92,7 @@ class Value:
 
     @property
     def data(self) -> float:
+        """The number, a float; it can be set."""
         return self._data
 
     @data.setter
@@ -100,6 +101,7 @@ class Value:
 
     @property
     def grad(self) -> float:
+        """The gradient, a float; `backward` adds to that of a leaf. It can be set."""
         return self._grad
 
     @grad.setter
@@ -108,6 +110,10 @@ class Value:
 
     def __repr__(self):
         return f"Value(data={self._data}, grad={self._grad})"
+
+    def __format__(self, spec: str) -> str:
+        """Return the number in the format of a float, as in f"{value:.3f}"."""
+        return format(self._data, spec) if spec else str(self)
 
     def __reduce__(self):
         return Value, (self._data,)  # a copy is a leaf: it does not carry the graph along
@@ -159,8 +165,8 @@ class Value:
         if not checks.is_number(exponent):
             return NotImplemented
         exponent = float(exponent)
-        local_grad = exponent * checks.power(self._data, exponent - 1.0)
-        return _node(checks.power(self._data, exponent), (self,), (local_grad,), "**")
+        result = checks.power(self._data, exponent)
+        return _node(result, (self,), (checks.power_slope(self._data, exponent),), "**")
 
     def exp(self) -> Value:
         """Return e ** self. Raises OverflowError above 709.78, the limit of a float."""
@@ -223,7 +229,7 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows", "_initialized", "_changes")
+    __slots__ = ("_rows", "_initialized", "_changes", "_is_slice")
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
@@ -232,6 +238,7 @@ class Matrix:
         self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
         self._initialized = False
         self._changes = [0]  # how often load or an update changed the numbers; views share it
+        self._is_slice = False
         return self
 
     def __init__(self, rows: int, cols: int) -> None:
@@ -240,9 +247,9 @@ class Matrix:
         self._initialized = True
 
     @classmethod
-    def of(cls, lists: Iterable[Iterable[float]]) -> Matrix:
-        """Return a Matrix of leaves with the numbers of a list of equally long lists."""
-        lists = checks.rectangle(lists)
+    def of(cls, lists: Matrix | Iterable[Iterable[float]]) -> Matrix:
+        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix."""
+        lists = lists.tolist() if isinstance(lists, Matrix) else checks.rectangle(lists)
         matrix = cls(len(lists), len(lists[0]))
         matrix.load(lists)
         return matrix
@@ -258,14 +265,17 @@ class Matrix:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The number of rows and of columns."""
         return len(self._rows), len(self._rows[0])
 
     @property
     def data(self) -> memoryview:
+        """The numbers as a buffer of rows x cols float64; `tolist()` gives lists of them."""
         return _snapshot([[value._data for value in row] for row in self._rows])
 
     @property
     def grad(self) -> memoryview:
+        """The gradients as a buffer of rows x cols float64; `grad.tolist()` gives lists."""
         return _snapshot([[value._grad for value in row] for row in self._rows])
 
     def __len__(self) -> int:
@@ -278,7 +288,7 @@ class Matrix:
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, len(self._rows))
             view = _matrix(self._rows[start:stop])
-            view._changes = self._changes
+            view._changes, view._is_slice = self._changes, True
             return view
         return self._rows[checks.row_index(index, len(self._rows))]
 
@@ -296,6 +306,10 @@ class Matrix:
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
+
+    def _is_leaf(self) -> bool:
+        """Return whether the numbers are its own: not computed, not those of another Matrix."""
+        return not (self._is_slice or any(value._children for row in self for value in row))
 
     def tolist(self) -> list[list[float]]:
         """Return the numbers as a list of lists of floats."""
@@ -345,6 +359,7 @@ class Matrix:
         if isinstance(exponent, (Value, Matrix)):
             checks.exponent(exponent)  # raises TypeError
         if not checks.is_number(exponent):
+            checks.matrix_with_array("**", exponent)  # can raise TypeError
             return NotImplemented
         exponent = float(exponent)
         return _matrix([[value**exponent for value in row] for row in self], "**", self)
@@ -379,6 +394,7 @@ class Replay:
     def __init__(self, f: Callable[..., Any]) -> None:
         if hasattr(self, "f"):
             raise TypeError("a Replay keeps its function: make another one")
+        checks.function(f)
         self.f = f
 
     def __repr__(self):
@@ -493,7 +509,7 @@ def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
 
     Raises ValueError if an id is outside 0..n-1 or there are no ids.
     """
-    _require(table, "table")
+    checks.instance(table, "table", Matrix)
     ids = checks.ids(ids, len(table), "id")
     return _matrix([[_copy(value) for value in table[i]] for i in ids])
 
@@ -503,8 +519,8 @@ def linear(x: Matrix, w: Matrix) -> Matrix:
 
     Raises ValueError if the two nin differ.
     """
-    _require(x, "x")
-    _require(w, "w")
+    checks.instance(x, "x", Matrix)
+    checks.instance(w, "w", Matrix)
     checks.linear_shapes(x.shape, w.shape)
     return _matrix([[_dot(weights, row) for weights in w] for row in x], "linear", x, w)
 
@@ -514,7 +530,7 @@ def rmsnorm(x: Matrix) -> Matrix:
 
     x * (mean(x ** 2) + 1e-5) ** -0.5; Zhang and Sennrich 2019, arXiv:1910.07467, without a gain.
     """
-    _require(x, "x")
+    checks.instance(x, "x", Matrix)
     result = []
     for row in x:
         mean_square = sum(value * value for value in row) / len(row)
@@ -525,7 +541,7 @@ def rmsnorm(x: Matrix) -> Matrix:
 
 def relu(x: Matrix) -> Matrix:
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
-    _require(x, "x")
+    checks.instance(x, "x", Matrix)
     return _matrix([[value.relu() for value in row] for row in x], "relu", x)
 
 
@@ -534,7 +550,7 @@ def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
 
     Raises ValueError if temperature is not positive.
     """
-    _require(x, "x")
+    checks.instance(x, "x", Matrix)
     temperature = checks.temperature(temperature)
     return _matrix([_softmax(row, temperature) for row in x], "softmax", x)
 
@@ -552,9 +568,9 @@ def attention(
     softmax(q k^T / sqrt(head_dim)) v; Vaswani et al. 2017, arXiv:1706.03762.
     Raises ValueError if shapes, n_head or starts do not fit.
     """
-    _require(q, "q")
-    _require(k, "k")
-    _require(v, "v")
+    checks.instance(q, "q", Matrix)
+    checks.instance(k, "k", Matrix)
+    checks.instance(v, "v", Matrix)
     n_head = checks.index(n_head)
     checks.attention_shapes(q.shape, k.shape, v.shape, n_head)
     if starts is not None:
@@ -581,8 +597,8 @@ def attention_weights(
 
     Row h * T + t holds the weights of head h at row t; a key that it does not see has weight 0.
     """
-    _require(q, "q")
-    _require(k, "k")
+    checks.instance(q, "q", Matrix)
+    checks.instance(k, "k", Matrix)
     n_head = checks.index(n_head)
     checks.attention_shapes(q.shape, k.shape, k.shape, n_head)
     if starts is not None:
@@ -606,7 +622,7 @@ def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
     Computed with log-sum-exp, so that a probability too small for a float still gives its loss.
     Raises ValueError if a target is outside 0..n-1, or unless there is one per row.
     """
-    _require(logits, "logits")
+    checks.instance(logits, "logits", Matrix)
     rows, cols = logits.shape
     targets_of_rows = checks.ids(targets, cols, "target")
     checks.one_target_per_row(rows, len(targets_of_rows))
@@ -620,7 +636,7 @@ def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
 
 def mean(x: Matrix) -> Value:
     """Return the mean of all entries as one Value: x (T, n)."""
-    _require(x, "x")
+    checks.instance(x, "x", Matrix)
     rows, cols = x.shape
     return (1.0 / (rows * cols)) * sum(value for row in x for value in row)
 
@@ -639,7 +655,7 @@ def adam_update(adam: Any, lr: float) -> None:
     """
     params, m, v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
     for matrix in params + m + v:
-        _require(matrix, "a param or moment")
+        checks.instance(matrix, "a param or moment", Matrix)
     checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
     step, lr, beta1, beta2, eps = checks.adam_rates(
         adam.step, lr, adam.beta1, adam.beta2, adam.eps
@@ -666,6 +682,7 @@ def adam_update(adam: Any, lr: float) -> None:
 
 def adam_minimize(loss: Value, adam: Any, lr: float) -> None:
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    checks.instance(loss, "loss", Value)
     loss.backward()
     adam_update(adam, lr)
 
@@ -730,6 +747,7 @@ def _matrix(rows, op="", *inputs):
     matrix._rows = [tuple(row) for row in rows]
     matrix._initialized = True
     matrix._changes = [0]
+    matrix._is_slice = False
     if inputs and grad_enabled():
         label = _BlockLabel(matrix._rows[0][0]._op).of(op, inputs, matrix)
         for row in matrix._rows:
@@ -785,6 +803,7 @@ def _elementwise(op, name, a, b):
         if isinstance(x, Value):
             checks.matrix_with_value(name)  # raises TypeError
         if not (isinstance(x, Matrix) or checks.is_number(x)):
+            checks.matrix_with_array(name, x)  # can raise TypeError
             return NotImplemented
     checks.elementwise_shapes(name, matrices[0].shape, matrices[-1].shape)
     rows, cols = max(matrix.shape for matrix in matrices)
@@ -827,11 +846,6 @@ def _snapshot(lists):
     flat = array("d", [number for row in lists for number in row])
     shape = len(lists), len(lists[0])
     return memoryview(flat).cast("B").cast("d", shape).toreadonly()
-
-
-def _require(x, name):
-    if not isinstance(x, Matrix):
-        raise TypeError(f"{name} must be a Matrix, not {type(x).__name__}")
 
 
 def _first_rows(rows, starts):

@@ -204,11 +204,18 @@ static int power_fails(double x, double exponent)
     return !isfinite(pow(x, exponent)) && isfinite(x) && isfinite(exponent);
 }
 
+/* The derivative of x ** exponent; that of x ** 0 is 0 at x = 0 too. */
+static double power_slope(double x, double exponent)
+{
+    return exponent == 0.0 && isfinite(x) ? 0.0 : exponent * power_of(x, exponent - 1.0);
+}
+
+/* A quotient is a * b ** -1, as for Values. */
 FORWARD(divide)
 {
     int tiny = 0, fails = 0;
     for (Index i = 0; i < n; i++) {
-        y[i] = a[i] / b[i];
+        y[i] = a[i] * (1.0 / b[i]);
         tiny |= fabs(b[i]) < 1e-150;
     }
     for (Index i = 0; tiny && i < n; i++)
@@ -218,8 +225,8 @@ FORWARD(divide)
 
 BACKWARD(divide)
 {
-    PASS_ON(a, dy[i] / b[i]);
-    PASS_ON(b, -dy[i] * (y[i] / b[i]));
+    PASS_ON(a, 1.0 / b[i] * dy[i]);
+    PASS_ON(b, -dy[i] * (y[i] * (1.0 / b[i])));
 }
 
 /* b is one number. The second and the third power are products, a few units in the last place
@@ -243,7 +250,8 @@ FORWARD(power)
     for (Index i = 0; i < n; i++) {
         y[i] = power_of(a[i], exponent);
         if (!(fabs(y[i]) < 1e300) || !(fabs(y[i] / a[i]) < 1e300))
-            fails |= power_fails(a[i], exponent) || power_fails(a[i], exponent - 1.0);
+            fails |= power_fails(a[i], exponent) ||
+                     (exponent != 0.0 && power_fails(a[i], exponent - 1.0));
     }
     return fails;
 }
@@ -256,7 +264,7 @@ BACKWARD(power)
     else if (exponent == 3.0)
         PASS_ON(a, 3.0 * (a[i] * a[i]) * dy[i]);
     else
-        PASS_ON(a, exponent * power_of(a[i], exponent - 1.0) * dy[i]);
+        PASS_ON(a, power_slope(a[i], exponent) * dy[i]);
 }
 
 FORWARD(exp)

@@ -569,6 +569,7 @@ cdef class Replay:
     cdef bint initialized
 
     def __cinit__(self, f):
+        checks.function(f)
         self.f = f
         self.graphs = {}
 
