@@ -1,5 +1,6 @@
 """Checkpoints: what is loaded is what was saved, and a bad file gives one line."""
 
+import copy
 import json
 import math
 import os
@@ -165,8 +166,9 @@ def test_a_model_of_another_class_is_refused_in_one_line(path):
         with pytest.raises(ValueError) as caught:
             mg.load(path, DOCS, model=asked)
         text = str(caught.value)
-        assert text.startswith(f"{path}: its model is a {saved.__name__!r}, not a ")
-        assert f"not a {asked.__name__}: " in text
+        assert f"{path}: its model is of class {saved.__name__}, not {asked.__name__}: " in text
+        assert ("load(path, model=Louder) reads it" in text) == (saved is Louder)
+        assert ("load(path) reads it" in text) == (saved is mg.GPT)
         assert text.isprintable() and len(text) < 300 + len(str(path))
 
 
@@ -338,6 +340,19 @@ def renamed(header, data):
     return joined(header, data)
 
 
+def renamed_moment(header, data):
+    header["adam.m.wpi"] = header.pop("adam.m.wpe")
+    return joined(header, data)
+
+
+def without_losses(header, data):
+    start, end = header.pop("losses")["data_offsets"]
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [at - (end - start) for at in entry["data_offsets"]]
+    return joined(header, data[:start] + data[end:])
+
+
 def doubled_key(header, data):
     text = json.dumps(header)
     return joined(text[:-1] + ', "wte": ' + json.dumps(header["wte"]) + "}", data)
@@ -382,7 +397,7 @@ BAD = {
     "config of no layers": (with_config(n_layer=0), "n_layer must be at least 1"),
     "config of many layers": (with_config(n_layer=10**15), "n_layer must be at most 1000000"),
     "config of all layers": (with_config(n_layer=10**6), "has fewer than 1000000 layers"),
-    "config of more layers": (with_config(n_layer=2), "missing or unknown"),
+    "config of more layers": (with_config(n_layer=2), "it lacks ['layer1.attn_wk'"),
     "config of another width": (with_config(n_embd=32), "config asks for (12, 32)"),
     "config of many positions": (with_config(block_size=10**6), "wpe has shape (16, 16)"),
     "config beyond all": (with_config(block_size=10**12), "block_size must be at most 1000000"),
@@ -398,7 +413,10 @@ BAD = {
     "offsets beyond": (with_entry("wpe", data_offsets=[2**50, 2**50 + 2048]), "or leaves a gap"),
     "offsets that overlap": (with_entry("wpe", data_offsets=[0, 2048]), "overlaps another"),
     "offsets backwards": (with_entry("wpe", data_offsets=[2048, 0]), "does not fit its offsets"),
-    "renamed tensor": (renamed, "missing or unknown: ['wpe', 'wpi']"),
+    "renamed tensor": (renamed, "it lacks ['wpe'] and has unknown ['wpi']"),
+    "renamed moment": (renamed_moment, "it lacks ['adam.m.wpe'] and has unknown ['adam.m.wpi']"),
+    "no losses": (without_losses, "it has no losses"),
+    "tied to a number": (with_metadata(tied='{"lm_head": 1}'), "tied is not made of names"),
     "nan": (with_number("wpe", math.nan), "wpe has a number that is not finite"),
     "infinite moment": (with_number("adam.m.wte", -math.inf), "adam.m.wte has a number"),
     "negative moment": (with_number("adam.v.wte", -1.0), "adam.v.wte is below 0"),
@@ -513,11 +531,79 @@ def test_a_model_that_is_no_class_and_documents_that_are_none_are_refused(path):
     run = mg.prepare(["1", "2"], steps=2)
     mg.save(run, path)
     for model in ("GPT", mg.Tokenizer, None):
-        with pytest.raises(TypeError, match="model must be GPT or a subclass of it"):
+        with pytest.raises(TypeError, match="model must be a class, GPT or a subclass of it, not"):
             mg.load(path, model=model)
     for docs, error in ((5, TypeError), ([1, 2], TypeError), ("12", TypeError), ([], ValueError)):
         with pytest.raises(error):
             mg.load(path, docs)
+
+
+def test_what_is_saved_must_be_a_run(path):
+    for run, kind in ((3, "int"), (mg.prepare(["12"]).model, "GPT")):
+        with pytest.raises(TypeError, match=f"^save takes a run, of prepare, .*, not {kind}$"):
+            mg.save(run, path)
+    assert not path.exists()
+
+
+def test_a_class_that_has_changed_is_told_which_tensors_the_file_lacks(path):
+    def version(extra):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            added = {name: mg.Matrix(1, 2) for name in extra}
+            return {**mg.GPT.init_parameters.__func__(cls, config, rng), **added}
+
+        return type("Mine", (mg.GPT,), {"init_parameters": init_parameters})
+
+    mg.save(mg.prepare(["12"], model=version(["gain"])), path)
+    for now, message in {("gain", "bias"): r"it lacks \['bias'\]", ("bias",):
+                         r"it lacks \['bias'\] and has unknown \['gain'\]",
+                         (): r"it has unknown \['gain'\]"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"{message}$"):
+            mg.load(path, model=version(now))
+
+
+def test_a_tied_parameter_is_named_in_the_file(path):
+    class Tied(mg.GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            state_dict = super().init_parameters(config, rng)
+            return {**state_dict, "lm_head": state_dict["wte"]}
+
+    mg.save(mg.prepare(["12"], model=Tied), path)
+    found = checkpoint.contents(path)
+    assert (found.model, found.tied) == ("Tied", {"lm_head": "wte"})
+    assert found.shapes["wte"] == (3, 16) and "lm_head" not in found.shapes
+    assert parts(path.read_bytes())[0]["__metadata__"]["tied"] == '{"lm_head": "wte"}'
+    mg.save(mg.prepare(["12"]), path)
+    assert "tied" not in parts(path.read_bytes())[0]["__metadata__"]
+
+
+def test_a_run_says_where_its_documents_came_from(path, tmp_path, monkeypatch):
+    """If load_documents got them, and would get the same again: not a part, nor a changed copy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("emma\n\nava\n")
+    (tmp_path / "makemore").write_text("mia\n")
+    docs = mg.load_documents("names.txt")
+    assert mg.prepare(docs).dataset == "names.txt"
+    assert mg.prepare(mg.load_documents()).dataset == "names_us1990"
+    assert mg.prepare(mg.load_documents(tmp_path / "names.txt")).dataset == str(
+        tmp_path / "names.txt"
+    )
+    text = mg.load_documents("names.txt", "stream")
+    assert mg.prepare(text, unit="stream").dataset == "names.txt"
+    file = mg.prepare(mg.load_documents(Path("makemore"))).dataset
+    assert mg.load_documents(file) == ["mia"]
+    for unknown in (docs[:1], sorted(docs), list(docs), text, iter(docs)):
+        assert mg.prepare(unknown).dataset == ""
+    run = mg.prepare(copy.deepcopy(docs))
+    assert run.dataset == "names.txt"
+    docs.append("mia")
+    assert mg.prepare(docs).dataset == ""
+    mg.save(run, path)
+    os.rename("names.txt", "moved.txt")
+    assert mg.load(path).dataset == "names.txt"
+    assert mg.load(path, mg.load_documents("moved.txt")).dataset == "moved.txt"
+    assert mg.load(path, ["emma", "ava"]).dataset == "names.txt"
 
 
 def test_a_file_cut_off_anywhere_is_refused(good, path):

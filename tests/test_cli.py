@@ -97,6 +97,10 @@ def test_without_data_the_bundled_names_are_used(capsys):
 BAD_USE = {
     "unknown option": (["--nonsense"], "unrecognized arguments: --nonsense"),
     "abbreviated option": (["--step", "3"], "unrecognized arguments: --step"),
+    "val-seed alone": (["--val-seed", "3"], "--val-seed needs --val-fraction"),
+    "val-seed of nothing": (
+        ["--val-seed", "3", "--val-fraction", "0"], "--val-seed needs --val-fraction",
+    ),
     "zero layers": (["--n-layer", "0"], "n_layer must be at least 1, not 0"),
     "negative width": (["--n-embd", "-4"], "n_embd must be at least 1, not -4"),
     "a size out of this world": (["--n-layer", "9" * 20], "n_layer must be at most 1000000"),
@@ -782,7 +786,8 @@ BAD_COMMANDS = {
     "top-p of nan": (["sample", "names.safetensors", "--top-p", "nan"], "top_p must be above 0"),
     "negative temperature": (["sample", "names.safetensors", "--temperature", "-1"],
                              "temperature must be at least 0, not -1.0"),
-    "model of another class": (["sample", "other.safetensors"], "is a 'Other', not a GPT"),
+    "model of another class": (["sample", "other.safetensors"], "is of class Other, not GPT: "
+                               "in Python, load(path, model=Other) reads it"),
     "other data": (["sample", "names.safetensors", "--new", "--data", "names.safetensors"],
                    "not UTF-8"),
 }  # fmt: skip
@@ -827,17 +832,58 @@ def test_info_tells_what_a_file_holds(model, names, capsys):
     assert run_command(["info", str(model)]) == 0
     saved = mg.load(model)
     lines = lines_of(capsys)
-    assert lines[:4] == [
-        f"model: {model}", f"num params: {saved.model.num_params}",
+    assert lines[:5] == [
+        f"model: {model}", "class: GPT", f"num params: {saved.model.num_params}",
         "sizes: vocab_size 12, n_layer 1, n_embd 16, n_head 4, block_size 8",
         f"alphabet: {saved.tokenizer.chars!r}",
     ]  # fmt: skip
     settings = "steps 10, lr 0.01, batch_size 1, seed 42, unit line, val_fraction 0.0"
-    assert lines[4:6] == [f"training: {settings}", "step: 5 / 10"]
-    assert lines[6] == f"loss: {saved.recent_loss:.4f} (mean of 5), last {saved.losses[-1]:.4f}"
-    assert lines[7] == f"tokens: {saved.tokens}"
-    assert lines[9:] == [f"data: {names}", f"data sha256: {saved.sha256}"]
+    assert lines[5:7] == [f"training: {settings}", "step: 5 / 10"]
+    assert lines[7] == f"loss: {saved.recent_loss:.4f} (mean of 5), last {saved.losses[-1]:.4f}"
+    assert lines[8] == f"tokens: {saved.tokens}"
+    assert lines[10:14] == [
+        f"data: {names}", f"data sha256: {saved.sha256}", "parameters:", "  wte: 12 x 16"
+    ]  # fmt: skip
+    assert lines[-1] == "  layer0.mlp_fc2: 16 x 64" and len(lines) == 13 + 9
     assert "not a safetensors file" in fails(capsys, 2, "info", names)
+
+
+def test_info_tells_what_a_file_of_any_class_holds(tmp_path, capsys):
+    """Of a model that only its author has, trained by a loop that counts nothing but steps."""
+
+    class Mine(mg.GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            state_dict = super().init_parameters(config, rng)
+            return {**state_dict, "lm_head": state_dict["wte"], "gain": mg.Matrix(1, 16)}
+
+    run = mg.prepare(NAMES, model=Mine)
+    run.model.loss(run.batch(0)).backward()
+    run.adam.update(0.01)
+    mg.save(run, tmp_path / "m")
+    assert run_command(["info", str(tmp_path / "m")]) == 0
+    lines = lines_of(capsys)
+    assert lines[1:3] == ["class: Mine", f"num params: {run.model.num_params}"]
+    assert lines[6:10] == ["step: 1 / 1000", "tokens: - (not counted)", "seconds: - (not counted)",
+                           "data: - (not known)"]  # fmt: skip
+    assert lines[-2:] == ["  gain: 1 x 16", "  lm_head: tied to wte"]
+
+
+def test_info_prints_json(model, tmp_path, capsys):
+    assert run_command(["info", str(model), "--json"]) == 0
+    [line] = lines_of(capsys)
+    found, saved = json.loads(line), mg.load(model)
+    assert found["class"] == "GPT" and found["num_params"] == saved.model.num_params
+    assert found["sizes"] == vars(saved.model.config)
+    assert found["training"] == vars(saved.config)
+    assert (found["loss"], found["last_loss"]) == (saved.recent_loss, saved.losses[-1])
+    assert found["parameters"]["wpe"] == [8, 16] and found["tied"] == {}
+    mg.save(mg.prepare(NAMES), tmp_path / "new")
+    assert run_command(["info", str(tmp_path / "new"), "--json"]) == 0
+    found = json.loads(lines_of(capsys)[0])
+    assert [found[name] for name in ("step", "loss", "tokens", "data")] == [0, None, 0, None]
+    assert run_command(["info", "--json"]) == 0
+    assert json.loads(lines_of(capsys)[0])["microgpt"] == mg.__version__
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "eval", "score", "info"])

@@ -13,6 +13,7 @@ import pytest
 from processes import problems
 
 import microgpt
+from microgpt import data
 from microgpt.cli import run_command
 from microgpt.options import parser
 
@@ -101,8 +102,8 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
     arguments = shlex.split(command)[1:]
     slow = microgpt.BACKEND == "python" or "--n-layer" in arguments
     if microgpt.BACKEND == "python":
-        load = microgpt.load_documents
-        monkeypatch.setattr("microgpt.cli.load_documents", lambda *source: load(*source)[:200])
+        split = data._documents
+        monkeypatch.setattr(data, "_documents", lambda *text: split(*text)[:200])
     if slow and arguments[0] == "train" and not {"--help", "--resume"} & set(arguments):
         arguments += ["--steps", "2", "--samples", "2"]
         if microgpt.BACKEND == "python" and "--n-layer" in arguments:

@@ -259,7 +259,7 @@ def test_added_removed_and_tied_parameters_are_trained_counted_saved_and_loaded(
     again = mg.load(path, docs, model=Changed)
     assert mg.finish(again).losses == mg.finish(run).losses
     assert again.model.state_dict["lm_head"] is again.model.state_dict["wte"]
-    with pytest.raises(ValueError, match="its model is a 'Changed', not a GPT"):
+    with pytest.raises(ValueError, match="its model is of class Changed, not GPT"):
         mg.load(path)
 
 
@@ -277,6 +277,64 @@ def test_a_parameter_that_no_file_could_hold_is_refused_at_once(name, parameter,
 
     with pytest.raises(error, match="parameter"):
         mg.prepare(["emma"], model=Odd)
+
+
+@pytest.mark.parametrize(("result", "message"), [
+    (None, "must return a dict from name to Matrix, not NoneType"),
+    ([mg.Matrix(1, 1)], "must return a dict from name to Matrix, not list"),
+    ({"gain": None}, "a parameter is a Matrix with a name, not NoneType 'gain'"),
+    ({"gain": mg.Matrix(2, 2)[:1]}, "parameter 'gain' is computed, or a slice .*Matrix.of"),
+    ({"gain": mg.Matrix(1, 2) + 1}, "parameter 'gain' is computed, or a slice .*Matrix.of"),
+])  # fmt: skip
+def test_what_is_no_parameters_is_told_in_one_line(result, message):
+    class Odd(mg.GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            return result
+
+    with pytest.raises((TypeError, ValueError), match=f"^Odd.init_parameters:? {message}"):
+        mg.prepare(["emma"], model=Odd)
+
+
+def test_a_parameter_can_be_a_copy_of_what_was_computed():
+    class Ones(mg.GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            state_dict = super().init_parameters(config, rng)
+            with mg.no_grad():
+                state_dict["gain"] = mg.Matrix(1, 2) + 1
+            return {**state_dict, "shift": mg.Matrix.of(mg.Matrix(1, 2) + 1)}
+
+    run = mg.prepare(["emma"], model=Ones)
+    assert run.model.state_dict["gain"].tolist() == run.model.state_dict["shift"].tolist()
+
+
+@pytest.mark.parametrize(("model", "kind"), [
+    ("MyGPT", "str"), (None, "NoneType"), (int, "the class int"), (mg.Cache, "the class Cache"),
+    (GPT(CONFIG, random.Random(1)), "GPT"),
+])  # fmt: skip
+def test_a_model_that_is_no_class_of_a_gpt_is_refused(model, kind):
+    message = f"^model must be a class, GPT or a subclass of it, not {kind}$"
+    with pytest.raises(TypeError, match=message):
+        mg.prepare(["emma"], model=model)
+
+
+def test_a_forward_that_cannot_be_trained_is_refused_with_the_one_that_can(tmp_path):
+    class Plain(mg.GPT):
+        def forward(self, tokens):
+            return super().forward(tokens)
+
+    class Any(mg.GPT):
+        def forward(self, *args, **options):
+            return super().forward(*args, **options)
+
+    message = r"^Plain.forward must take \(self, tokens, cache=None, starts=None, trace=None\)"
+    with pytest.raises(TypeError, match=f"{message}.*'cache'$"):
+        mg.prepare(["emma"], model=Plain)
+    with pytest.raises(TypeError, match=message):
+        mg.load(tmp_path / "no.safetensors", model=Plain)
+    assert Plain(CONFIG, random.Random(1)).forward([0]).shape == (1, CONFIG.vocab_size)
+    assert len(mg.train(["emma"], model=Any, steps=2).losses) == 2
 
 
 def test_documents_are_packed_up_to_block_size():

@@ -534,6 +534,8 @@ def test_the_validation_seed_chooses_the_validation_documents_alone():
     assert set(one.validation) != set(other.validation)
     assert one.documents != two.documents and sorted(one.documents) == sorted(two.documents)
     assert sorted(one.documents + one.validation) == docs
+    with pytest.raises(ValueError, match="^val_seed .* needs a val_fraction$"):
+        mg.prepare(docs, val_seed=7)
     with pytest.raises(TypeError, match="val_seed must be an int, not str"):
         mg.TrainConfig(val_seed="7")
 
@@ -573,3 +575,37 @@ def test_a_text_or_a_model_in_the_wrong_place_is_said_so():
             call(["ab"] if call == run.model.loss else "ab")
     with pytest.raises(TypeError, match="generate takes a run"):
         mg.generate(run.model)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"step": 3}, "^train has no setting 'step'; did you mean steps\\?$"),
+    ({"n_embed": 3}, "^train has no setting 'n_embed'; did you mean n_embd\\?$"),
+    ({"epochs": 3}, "^train has no setting 'epochs'; the settings are init, model, steps, lr, "),
+    ({"progress": "x"}, "^progress must be True, False or None, not 'x'$"),
+    ({"callback": 3}, "^callback must be a function, not int$"),
+    ({"eval_every": "x"}, "^eval_every must be an int, not str$"),
+])  # fmt: skip
+def test_a_setting_that_train_does_not_have_is_told_before_a_step(settings, message):
+    with pytest.raises(TypeError, match=message):
+        mg.train(["ab", "ba"], **settings)
+
+
+def test_help_of_train_names_the_settings_and_what_an_interrupt_leaves():
+    names = [*mg.prepare.__kwdefaults__, "progress", "callback", "eval_every", "sys.last_value"]
+    assert [name for name in names if name not in mg.train.__doc__] == []
+
+
+def test_what_takes_a_run_or_a_model_says_which():
+    run = mg.prepare(["ab", "ba"], steps=2)
+    wrong = [
+        (lambda: mg.finish(3), "^finish takes a run, of prepare, train or load, not int$"),
+        (lambda: mg.generate("x"), "^generate takes a run, of prepare, train or load, not str$"),
+        (lambda: mg.score(run, "ab"), "as in score\\(run.model, run.encode\\(text\\)\\), not Run$"),
+        (lambda: mg.mean_loss(run, []), "as in mean_loss\\(run.model, .*, not Run$"),
+        (lambda: mg.sample(run, 0, run.rng), "^sample takes a model, .*; generate takes a run$"),
+        (lambda: mg.sample(3, 0, run.rng), "a model is needed, as in sample\\(.*, not int$"),
+    ]  # fmt: skip
+    for call, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert run.decode(run.encode("ab")) == "ab"

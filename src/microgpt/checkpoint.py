@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from random import Random
 from reprlib import repr as shorten
 from typing import Any
@@ -23,12 +24,12 @@ from . import __version__
 from . import _checks as checks
 from .adam import Adam
 from .core import Matrix
-from .data import checked_documents, checksum, train_val_split
+from .data import checked_documents, checksum, source_of, train_val_split
 from .files import named, one_line, printable
-from .model import GPT, Config
+from .model import GPT, Config, check_model_class
 from .safetensors import Reader, json_object, write
 from .tokenizer import Tokenizer
-from .training import Run, TrainConfig
+from .training import Run, TrainConfig, check_run
 
 FORMAT = 2  # raised when an older package would misread the file
 _MANY = 10**12  # more than any run has steps, or a step has positions
@@ -42,6 +43,7 @@ def save(run: Run, path: str | os.PathLike[str]) -> None:
     Raises an OSError whose message is one line, FloatingPointError if a parameter is not finite,
     TypeError or ValueError if a count of the run was set to what is none.
     """
+    check_run(run, "save")
     tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
     with run._whole:
         for name, matrix in _matrices(run.model, run.adam):
@@ -74,12 +76,16 @@ def _metadata(run: Run) -> dict[str, str]:
         "tokens": checks.integer(run.tokens, "tokens", 0),
         "seconds": checks.real(run.seconds, "seconds"),
     }
+    model = run.model
+    first = {id(matrix): name for name, matrix in model.named_parameters().items()}
+    tied = {name: first[id(m)] for name, m in model.state_dict.items() if first[id(m)] != name}
     return {
         "format": "pt",  # what transformers and other loaders ask for
         "microgpt": str(FORMAT),
         "version": __version__,
-        "model": type(run.model).__name__,
-        "config": json.dumps(asdict(run.model.config)),
+        "model": type(model).__name__,
+        **({"tied": json.dumps(tied)} if tied else {}),
+        "config": json.dumps(asdict(model.config)),
         "alphabet": run.tokenizer.chars,
         "training": json.dumps(asdict(run.config)),
         "state": json.dumps(state, allow_nan=False),
@@ -102,17 +108,57 @@ def load(
     is of a newer format or of another model, or docs are not what it was trained on. The message
     is one line and names the file.
     """
-    if not (isinstance(model, type) and issubclass(model, GPT)):
-        raise TypeError(f"model must be GPT or a subclass of it, not {model!r}")
+    check_model_class(model)
     documents = None if docs is None else checked_documents(docs)
+    with _opened(path) as reader:
+        run = _run(reader, _contents(reader), model)
+        return run if documents is None else with_documents(run, documents)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file says of its run, of a model of any class.
+
+    model: the name of the class of the model.
+    shapes: name -> shape of each parameter; tied: its other names -> name.
+    step, tokens, seconds, losses, dataset, sha256: as in Run; adam: beta1, beta2 and eps.
+    """
+
+    model: str
+    config: Config
+    tokenizer: Tokenizer
+    training: TrainConfig
+    shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    step: int
+    adam: tuple[float, float, float]
+    rng: Random
+    tokens: int
+    seconds: float
+    losses: list[float]
+    dataset: str
+    sha256: str
+
+
+def contents(path: str | os.PathLike[str]) -> Contents:
+    """Return what a file says of its run, without the numbers of the model.
+
+    Raises what load raises, but for a file of any class of model.
+    """
+    with _opened(path) as reader:
+        return _contents(reader)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Reader]:
+    """Open a file to read; errors name it."""
     name = os.fsdecode(path)
     try:
         with named(name):
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
                 raise ValueError("is not a file" if not os.path.isdir(path) else "is a folder")
             with open(path, "rb") as file:
-                run = _read(Reader(file), model)
-        return run if documents is None else with_documents(run, documents)
+                yield Reader(file)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{printable(name)}: {one_line(str(error), 280)}") from None
 
@@ -126,7 +172,8 @@ def with_documents(run: Run, docs: list[str]) -> Run:
     training, validation = train_val_split(
         docs, Random(config.seed), config.unit, config.val_fraction, block_size, config.val_seed
     )
-    return replace(run, documents=training, validation=validation)
+    dataset = source_of(docs, config.unit, run.sha256) or run.dataset
+    return replace(run, documents=training, validation=validation, dataset=dataset)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -138,17 +185,12 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _read(reader: Reader, model_class: type[GPT]) -> Run:
+def _contents(reader: Reader) -> Contents:
     metadata = reader.metadata
     if _format(metadata) < FORMAT:
         metadata = _translated(metadata)
     for key in _KEYS:
         _require(key in metadata, f"the metadata has no {key}")
-    _require(
-        metadata["model"] == model_class.__name__,
-        f"its model is a {shorten(metadata['model'])}, not a {model_class.__name__}: "
-        "load(path, model=...) reads it, given the class",
-    )
     config = _fields(Config, metadata["config"], "the config")
     _require(config.n_layer <= len(reader.shapes), f"it has fewer than {config.n_layer} layers")
     tokenizer = Tokenizer(metadata["alphabet"])
@@ -159,29 +201,62 @@ def _read(reader: Reader, model_class: type[GPT]) -> Run:
     )
     training = _fields(TrainConfig, metadata["training"], "the training")
     state = _state(metadata["state"])
+    _require("losses" in reader.shapes, "it has no losses")
+    losses = reader.shapes["losses"]
+    _require(
+        len(losses) == 1 and losses[0] <= state["step"],
+        f"losses has shape {shorten(losses)} at step {state['step']}",
+    )
+    tied = json_object(metadata.get("tied", "{}"), "tied")
+    _require(all(isinstance(name, str) for name in tied.values()), "tied is not made of names")
+    return Contents(
+        metadata["model"],
+        config,
+        tokenizer,
+        training,
+        {name: shape for name, shape in reader.shapes.items() if _is_parameter(name)},
+        tied,
+        losses=reader.numbers("losses").tolist(),
+        dataset=metadata["dataset"],
+        sha256=metadata["dataset_sha256"],
+        **state,
+    )
+
+
+def _is_parameter(name: str) -> bool:
+    return name != "losses" and not name.startswith("adam.")
+
+
+def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
+    """Return the run of a file, whose model is of this class."""
+    own, asked = found.model, model_class.__name__
+    if own != asked:
+        own = own if own.isidentifier() and len(own) < 80 else shorten(own)
+        way = "load(path)" if own == "GPT" else f"in Python, load(path, model={own})"
+        raise ValueError(f"its model is of class {own}, not {asked}: {way} reads it")
     if model_class is GPT:  # before one of these sizes is made
-        _check_shapes(reader.shapes, config.shapes(), state["step"])
-    model = model_class(config, Random(0))
+        _check_shapes(reader.shapes, found.config.shapes())
+    model = model_class(found.config, Random(0))
     parameters = model.named_parameters()
-    _check_shapes(reader.shapes, {n: p.shape for n, p in parameters.items()}, state["step"])
-    adam = Adam(parameters.values(), *state["adam"])
-    adam.step = state["step"]
+    _check_shapes(reader.shapes, {n: p.shape for n, p in parameters.items()})
+    adam = Adam(parameters.values(), *found.adam)
+    adam.step = found.step
     for name, matrix in _matrices(model, adam):
         numbers = reader.numbers(name)
         _require(not name.startswith("adam.v.") or min(numbers) >= 0, f"{name} is below 0")
         cols = matrix.shape[1]
         matrix.load([numbers[i : i + cols] for i in range(0, len(numbers), cols)])
     return Run(
-        training,
-        tokenizer,
+        found.training,
+        found.tokenizer,
         model,
         adam,
-        state["rng"],
-        dataset=metadata["dataset"],
-        sha256=metadata["dataset_sha256"],
-        losses=reader.numbers("losses").tolist(),
-        tokens=state["tokens"],
-        seconds=state["seconds"],
+        found.rng,
+        dataset=found.dataset,
+        sha256=found.sha256,
+        losses=found.losses,
+        tokens=found.tokens,
+        seconds=found.seconds,
     )
 
 
@@ -252,7 +327,7 @@ def _state(text: str) -> dict[str, Any]:
     constants = [checks.real(value, "a constant of Adam") for value in adam]
     state["adam"] = checks.adam_rates(step, 0.0, *constants)[2:]
     state["rng"] = _generator(state.get("rng"))
-    return state
+    return {name: state[name] for name in ("step", "adam", "rng", "tokens", "seconds")}
 
 
 def _generator(state: Any) -> Random:
@@ -267,21 +342,20 @@ def _generator(state: Any) -> Random:
 
 
 def _check_shapes(
-    found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, int]], step: int
+    found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     """Raise ValueError unless the tensors of a file are those of parameters with these shapes."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         wanted |= {name: shape, f"adam.m.{name}": shape, f"adam.v.{name}": shape}
-    different = found.keys() ^ {*wanted, "losses"}
-    _require(not different, f"tensors that are missing or unknown: {shorten(sorted(different))}")
+    missing, unknown = wanted.keys() - found.keys(), found.keys() - {*wanted, "losses"}
+    if any(map(_is_parameter, missing | unknown)):  # whose moments are then no news
+        missing, unknown = (set(filter(_is_parameter, names)) for names in (missing, unknown))
+    parts = [f"{what} {shorten(sorted(names))}" for what, names in
+             (("lacks", missing), ("has unknown", unknown)) if names]  # fmt: skip
+    _require(not parts, f"it {' and '.join(parts)}")
     for name in wanted:
         _require(
             found[name] == wanted[name],
             f"{name} has shape {shorten(found[name])}, its config asks for {wanted[name]}",
         )
-    losses = found["losses"]
-    _require(
-        len(losses) == 1 and losses[0] <= step,
-        f"losses has shape {shorten(losses)} at step {step}",
-    )

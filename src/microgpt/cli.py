@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from . import __version__
-from .checkpoint import load, with_documents
+from .checkpoint import contents, load, with_documents
 from .core import BACKEND, BACKEND_REASON
 from .data import (
     BUNDLED,
@@ -163,11 +163,11 @@ def _prepared(options: Namespace) -> Run:
     if options.init is not None:
         init = load(options.init)
         _check_unchanged(sizes, vars(init.model.config), options.init)
+    if "val_seed" in settings and not settings.get("val_fraction"):
+        raise ValueError("--val-seed needs --val-fraction")
     TrainConfig(**settings), Config(1, **sizes)  # refused before anything is loaded
     docs = load_documents(options.data, settings.get("unit", "line"))
-    run = prepare(docs, init=init, **settings, **sizes)
-    run.dataset = BUNDLED if options.data is None else options.data
-    return run
+    return prepare(docs, init=init, **settings, **sizes)
 
 
 def _resumed(options: Namespace) -> Run:
@@ -197,11 +197,9 @@ def _with_documents(saved: Run, path: str, source: str | None) -> Run:
         check_stored(source)
     docs = load_documents(source, saved.config.unit)
     try:
-        run = with_documents(saved, docs)
+        return with_documents(saved, docs)
     except ValueError as error:
         raise ValueError(f"{describe(source)}: {error}") from None
-    run.dataset = source
-    return run
 
 
 def _print_start(run: Run, options: Namespace) -> None:
@@ -333,7 +331,7 @@ def _eval(options: Namespace) -> int:
         if options.data is None or known is not None:
             run = _with_documents(saved, options.model, known)
         if options.data is not None:
-            docs = load_documents(options.data, unit)
+            docs: list[str] = load_documents(options.data, unit)
         elif run is not None and run.validation:
             docs = run.validation
         else:
@@ -411,42 +409,87 @@ def _shown(token: str | None) -> str:
 
 
 def _info(options: Namespace) -> int:
-    if options.model is not None:
-        return _info_of_model(options.model)
+    found = _installation() if options.model is None else _contents(options.model)
+    if options.json:
+        print(json.dumps(found, allow_nan=False))
+        return DONE
+    show = _installation_lines if options.model is None else _contents_lines
+    print("\n".join(show(found)))
+    return DONE
+
+
+def _installation() -> dict[str, str]:
     level = "none (plain Python)"
     if BACKEND == "cython":
         level = import_module(f"{__package__}._core")._level()
-    print(f"microgpt {__version__}")
-    print(f"installed in: {os.path.dirname(os.path.abspath(__file__))}")
-    print(f"core: {BACKEND} ({BACKEND_REASON})")
-    print(f"instruction set: {level}")
-    print(f"python: {platform.python_implementation()} {platform.python_version()}")
-    print(f"platform: {platform.platform()}")
-    print(f"cache folder: {cache_folder()}")
-    return DONE
+    return {
+        "microgpt": __version__,
+        "installed_in": os.path.dirname(os.path.abspath(__file__)),
+        "core": f"{BACKEND} ({BACKEND_REASON})",
+        "instruction_set": level,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "cache_folder": cache_folder(),
+    }
 
 
-def _info_of_model(path: str) -> int:
+def _installation_lines(found: Mapping[str, str]) -> Iterator[str]:
+    for name, what in found.items():
+        yield f"{name.replace('_', ' ')}{':' if name != 'microgpt' else ''} {what}"
+
+
+def _contents(path: str) -> dict[str, Any]:
+    """Return what a file holds; None: not known."""
     with _user_input():
-        run = load(path)
-    print(f"model: {printable(path)}")
-    print(f"num params: {run.model.num_params}")
-    print(f"sizes: {_settings(run.model.config)}")
-    print(f"alphabet: {one_line(repr(run.tokenizer.chars), 200)}")
-    print(f"training: {_settings(run.config)}")
-    print(f"step: {run.adam.step} / {run.config.steps}")
-    if run.losses:
-        print(f"loss: {describe_losses(run).removeprefix('loss ')}")
-    print(f"tokens: {run.tokens}")
-    print(f"seconds: {run.seconds:.1f}")
-    print(f"data: {one_line(describe(run.dataset), 200) if run.dataset else '- (not known)'}")
-    print(f"data sha256: {one_line(run.sha256, 100)}")
-    return DONE
+        found = contents(path)
+    recent = found.losses[-RECENT:]
+    return {
+        "model": path,
+        "class": found.model,
+        "num_params": sum(math.prod(shape) for shape in found.shapes.values()),
+        "sizes": vars(found.config),
+        "alphabet": found.tokenizer.chars,
+        "training": vars(found.training),
+        "step": found.step,
+        "loss": math.fsum(recent) / len(recent) if recent else None,
+        "last_loss": recent[-1] if recent else None,
+        "num_losses": len(found.losses),
+        "tokens": found.tokens if found.tokens or not found.step else None,
+        "seconds": found.seconds if found.seconds or not found.step else None,
+        "data": found.dataset or None,
+        "data_sha256": found.sha256,
+        "parameters": found.shapes,
+        "tied": found.tied,
+    }
 
 
-def _settings(config: Any) -> str:
-    """Return the settings of a TrainConfig or the sizes of a Config on one line."""
-    return ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
+def _contents_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"model: {printable(found['model'])}"
+    yield f"class: {one_line(found['class'], 100)}"
+    yield f"num params: {found['num_params']}"
+    yield f"sizes: {_settings(found['sizes'])}"
+    yield f"alphabet: {one_line(repr(found['alphabet']), 200)}"
+    yield f"training: {_settings(found['training'])}"
+    yield f"step: {found['step']} / {found['training']['steps']}"
+    if found["loss"] is not None:
+        n = min(RECENT, found["num_losses"])
+        yield f"loss: {found['loss']:.4f} (mean of {n}), last {found['last_loss']:.4f}"
+    counted, seconds = "- (not counted)", found["seconds"]
+    yield f"tokens: {counted if found['tokens'] is None else found['tokens']}"
+    yield f"seconds: {counted if seconds is None else f'{seconds:.1f}'}"
+    data = found["data"]
+    yield f"data: {'- (not known)' if data is None else one_line(describe(data), 200)}"
+    yield f"data sha256: {one_line(found['data_sha256'], 100)}"
+    yield "parameters:"
+    for name, shape in found["parameters"].items():
+        yield f"  {one_line(name, 100)}: {' x '.join(map(str, shape))}"
+    for name, other in found["tied"].items():
+        yield f"  {one_line(name, 100)}: tied to {one_line(other, 100)}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Return the settings of a run or the sizes of a model on one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
 
 COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "score": _score, "info": _info}

@@ -33,10 +33,22 @@ class DownloadError(OSError):
     """A file that was asked for could not be downloaded into the cache folder."""
 
 
+class Documents(list[str]):
+    """Documents as load_documents got them: a list that knows its source, unit and checksum.
+
+    So that a run that is trained on them can say in its file where they are. A part of them, or
+    what is computed from them, is a plain list.
+    """
+
+    def __init__(self, docs: Iterable[str], source: str, unit: str) -> None:
+        super().__init__(docs)
+        self.source, self.unit, self.sha256 = source, unit, checksum(self)
+
+
 def load_documents(
     source: str | os.PathLike[str] | None = None, unit: str = "line"
-) -> list[str]:
-    """Return the documents of source in their order.
+) -> Documents:
+    """Return the documents of source in their order, a list.
 
     source: None or "names_us1990": the bundled first names of the US Census 1990.
         "makemore": the 32,033 names of karpathy/makemore, downloaded once into the user's cache
@@ -57,12 +69,23 @@ def load_documents(
     """
     check_unit(unit)
     if source is None or source == BUNDLED:
+        source = BUNDLED
         data = (resources.files("microgpt") / "datasets" / f"{BUNDLED}.txt").read_bytes()
     elif source == "makemore":
         data = _makemore()
     else:
-        data = read(os.fsdecode(source))
-    return _documents(data, describe(source), unit)
+        path = os.fsdecode(source)
+        # Path("makemore") is a file, and so is what is recorded of it
+        source = path if path not in (BUNDLED, "makemore") else os.path.join(os.curdir, path)
+        data = read(path)
+    return Documents(_documents(data, describe(source), unit), source, unit)
+
+
+def source_of(docs: Iterable[str], unit: str, sha256: str) -> str:
+    """Return what load_documents got docs from, if it did and would get the same; else ""."""
+    if isinstance(docs, Documents) and (docs.unit, docs.sha256) == (unit, sha256):
+        return docs.source
+    return ""
 
 
 def check_stored(source: str) -> None:
@@ -108,7 +131,7 @@ def checked_documents(docs: Iterable[str]) -> list[str]:
     """Return docs as a list; raise what prepare says of them."""
     if isinstance(docs, str):
         raise TypeError("docs must be a list of strings; load_documents reads a file")
-    documents = list(docs)
+    documents = docs if isinstance(docs, Documents) else list(docs)
     for doc in documents:
         if not isinstance(doc, str):
             raise TypeError(f"a document must be a string, not {type(doc).__name__}")

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from . import _checks as checks
 from .core import cross_entropy, no_grad, softmax
-from .model import GPT
+from .model import GPT, check_model
 
 _ROWS = 512  # positions that go through the model together; bounds the memory
 
@@ -20,6 +20,7 @@ def mean_loss(model: GPT, docs: Sequence[Sequence[int]]) -> float:
     Raises ValueError if there is no document or one has fewer than two tokens, FloatingPointError
     if the loss is not finite.
     """
+    check_model(model, "mean_loss(run.model, [run.encode(text)])")
     losses: list[float] = []
     longest = min(model.config.block_size, max([1, *map(len, docs)]))
     n = max(1, _ROWS // longest)  # as many documents at a time as are sure to fit
@@ -83,6 +84,7 @@ def score(model: GPT, doc: Sequence[int], top: int = 3) -> list[Score]:
     Raises ValueError if doc has fewer than two tokens or does not fit into block_size,
     FloatingPointError if the model's logits are not finite.
     """
+    check_model(model, "score(run.model, run.encode(text))")
     checks.integer(top, "top", 0)
     if len(doc) < 2:
         raise ValueError(f"a document needs at least two tokens, not {len(doc)}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from random import Random
 from types import MappingProxyType
 
@@ -150,13 +151,23 @@ class GPT:
 
     def __init__(self, config: Config, rng: Random) -> None:
         self._config = config
-        self._state_dict = dict(self.init_parameters(config, rng))
-        for name, matrix in self._state_dict.items():
+        parameters: object = self.init_parameters(config, rng)  # of any type in a subclass
+        hook = f"{type(self).__name__}.init_parameters"
+        if not isinstance(parameters, Mapping):
+            kind = type(parameters).__name__
+            raise TypeError(f"{hook} must return a dict from name to Matrix, not {kind}")
+        for name, matrix in parameters.items():
             if not (isinstance(name, str) and isinstance(matrix, Matrix)):
                 kind = type(matrix).__name__
-                raise TypeError(f"a parameter is a Matrix with a name, not {kind} {name!r}")
+                raise TypeError(f"{hook}: a parameter is a Matrix with a name, not {kind} {name!r}")
             if name in ("losses", "__metadata__") or name.startswith("adam."):
                 raise ValueError(f"no parameter can be called {name}: that is used in saved files")
+            if not matrix._is_leaf():
+                raise ValueError(
+                    f"{hook}: parameter {name!r} is computed, or a slice of another Matrix; "
+                    "Matrix.of(it) makes a parameter with its numbers"
+                )
+        self._state_dict = dict(parameters)
 
     @classmethod
     def init_parameters(cls, config: Config, rng: Random) -> dict[str, Matrix]:
@@ -318,3 +329,23 @@ class GPT:
     ) -> Value:
         """Return the mean cross-entropy of predicting targets from tokens; starts as in forward."""
         return mean(cross_entropy(self.forward(tokens, starts=starts), targets))
+
+
+def check_model_class(model: object) -> None:
+    """Raise TypeError unless model is GPT or a subclass of it that can be trained."""
+    if not (isinstance(model, type) and issubclass(model, GPT)):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a class, GPT or a subclass of it, not {kind}")
+    try:
+        signature(model.forward).bind(None, [], cache=None, starts=None, trace=None)
+    except TypeError as error:
+        raise TypeError(
+            f"{model.__name__}.forward must take (self, tokens, cache=None, starts=None, "
+            f"trace=None), as GPT.forward does: {error}"
+        ) from None
+
+
+def check_model(model: object, usage: str) -> None:
+    """Raise TypeError unless model is a GPT; usage: a call that is right."""
+    if not isinstance(model, GPT):
+        raise TypeError(f"a model is needed, as in {usage}, not {type(model).__name__}")

@@ -100,6 +100,7 @@ SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),
     "--json": (bool, False, None, "print one JSON object per line"),
 }
+INFO = {"--json": (bool, False, None, "print one JSON object")}
 # command: summary, description, example, its own arguments, its options in groups
 COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "train": ("train a model and print samples of it",
@@ -123,7 +124,7 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
     "info": ("show what a saved model is, or the version, the core and the platform",
              "Print what a file holds: sizes, settings, progress, data. Without one, print what to "
              "include in a bug report: version, core, platform.",
-             "names.safetensors", ("model?",), {}),
+             "names.safetensors", ("model?",), {"options": INFO}),
 }  # fmt: skip
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"metavar": "MODEL", "help": "a file written by microgpt train --out"},

@@ -7,8 +7,8 @@ from random import Random
 
 from . import _checks as checks
 from .core import Matrix, Replay, draw_token, draw_tokens, no_grad, softmax
-from .model import GPT, Cache
-from .training import Run
+from .model import GPT, Cache, check_model
+from .training import Run, check_run
 
 LEAST_TEMPERATURE = 1e-290  # below it sampling is greedy, as at 0
 
@@ -42,6 +42,7 @@ def generate(
     """
     if isinstance(run, GPT):
         raise TypeError("generate takes a run, which knows the alphabet; sample takes a model")
+    check_run(run, "generate")
     n, length = checks.integer(n, "n", 0), _length(run.model, length, prompt)
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
@@ -64,6 +65,9 @@ def sample(
 
     The arguments and errors are those of generate; prompt holds token ids.
     """
+    if isinstance(model, Run):
+        raise TypeError("sample takes a model, sample(run.model, ...); generate takes a run")
+    check_model(model, "sample(run.model, run.tokenizer.bos, run.rng)")
     sampler = _Sampler(model, temperature, top_k, top_p)
     return sampler.sample(bos, rng, prompt, _length(model, length, prompt))
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from random import Random
 from threading import Lock, RLock
 from time import perf_counter
@@ -16,10 +17,10 @@ from typing import Any
 from . import _checks as checks
 from .adam import Adam, linear_decay
 from .core import BACKEND_REASON, Replay, grad_enabled
-from .data import check_unit, checked_documents, checksum, train_val_split
+from .data import check_unit, checked_documents, checksum, source_of, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
-from .model import GPT, Config, check_numbers
+from .model import GPT, Config, check_model_class, check_numbers
 from .progress import Progress, someone_looks
 from .tokenizer import Tokenizer
 
@@ -66,6 +67,8 @@ class TrainConfig:
             checked["val_seed"] = checks.integer(self.val_seed, "val_seed", -(2**64), 2**64)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.val_seed is not None and not self.val_fraction:
+            raise ValueError("val_seed chooses validation documents: it needs a val_fraction")
         if self.val_fraction >= 1:
             raise ValueError(f"val_fraction must be below 1, not {self.val_fraction}")
         check_unit(self.unit)
@@ -81,7 +84,8 @@ class Run:
     documents: those to train on, in order; none in a run that was loaded without them. A stream
         is one document.
     validation: documents held out for validation.
-    dataset: the source for load_documents, if it is known; a saved run is resumed from it.
+    dataset: the source for load_documents, if it is known, as it is of what load_documents
+        returned; a saved run is resumed from it.
     sha256: checksum of the documents as they were given.
     losses: the loss of each step, before its update.
     tokens, seconds: how many positions the run has learned from, and how long that took.
@@ -165,6 +169,10 @@ class Run:
         ids = self.tokenizer.encode(doc)
         return ids[:-1] if self.config.unit == "stream" else ids
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids, without a BOS at either end."""
+        return self.tokenizer.decode(ids)
+
     def val_loss(self) -> float:
         """Return the mean loss over all positions of the validation documents.
 
@@ -199,11 +207,12 @@ def prepare(
     model: the class of the model: GPT, or a subclass of it.
     steps to val_seed: as in TrainConfig; the sizes: as in Config.
 
-    Raises TypeError if docs is a string or a document is not; ValueError if there are no
-    documents, one is empty, nothing is left to train on, a character is not in the alphabet
-    of init, or a step would take very much memory; and what Config and TrainConfig raise.
+    Raises TypeError if docs is a string, a document is not, or model is no such class; ValueError
+    if there are no documents, one is empty, nothing is left to train on, a character is not in the
+    alphabet of init, or a step would take very much memory; and what Config and TrainConfig raise.
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction, val_seed)
+    check_model_class(model)
     documents = checked_documents(docs)
     rng = Random(config.seed)
     if init is None:
@@ -218,6 +227,7 @@ def prepare(
     gpt = model(sizes, rng)
     if init is not None:
         gpt.load_state_dict(init.model.state_dict)
+    sha256 = checksum(documents)
     return Run(
         config,
         tokenizer,
@@ -226,8 +236,15 @@ def prepare(
         rng,
         training,
         validation,
-        sha256=checksum(documents),
+        source_of(documents, config.unit, sha256),
+        sha256,
     )
+
+
+def check_run(run: object, taker: str) -> None:
+    """Raise TypeError unless run is a Run; taker: the function that takes it."""
+    if not isinstance(run, Run):
+        raise TypeError(f"{taker} takes a run, of prepare, train or load, not {type(run).__name__}")
 
 
 @without_collector
@@ -339,6 +356,12 @@ def finish(
     eval_every, the metrics and Ctrl-C: as in steps. The KeyboardInterrupt has the run as `.run`,
     which finish continues.
     """
+    check_run(run, "finish")
+    checks.integer(eval_every, "eval_every", 0)
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"callback must be a function, not {type(callback).__name__}")
+    if progress not in (None, True, False):
+        raise TypeError(f"progress must be True, False or None, not {progress!r}")
     total, bar = run.config.steps, someone_looks() if progress is None else progress
     for line in advice(run) if bar else ():
         if line not in _given:
@@ -370,7 +393,26 @@ def train(
 ) -> Run:
     """Train a GPT on docs and return the run: prepare(docs, **settings), then finish.
 
+    docs: a list of strings, such as load_documents returns.
+    eval_every: measure the validation loss after every so many steps, not only after the last.
+    callback: called after each step with its number, counted from 1, and its metrics, those of
+        steps.
+    progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
+    settings: steps, lr, batch_size, seed, unit, val_fraction and val_seed, as in TrainConfig;
+        n_layer, n_embd, n_head and block_size, as in Config; init and model, as in prepare.
+
+    Ctrl-C raises KeyboardInterrupt between two steps. The run is not lost: it is the `.run` of the
+    exception (at a prompt and in a notebook: sys.last_value.run), and finish(run) goes on.
+    Raises TypeError if a setting is unknown; FloatingPointError if the loss is not finite; and
+    what prepare raises.
+
     >>> train(["emma", "olivia", "ava"], steps=3).adam.step
     3
     """
+    known = list(prepare.__kwdefaults__ or ())
+    for name in settings:
+        if name not in known:
+            meant = get_close_matches(name, known, 1)
+            hint = f"did you mean {meant[0]}?" if meant else f"the settings are {', '.join(known)}"
+            raise TypeError(f"train has no setting {name!r}; {hint}")
     return finish(prepare(docs, **settings), eval_every, callback, progress)
