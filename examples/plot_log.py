@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-if len(sys.argv) != 3:
+if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
     sys.exit(__doc__)
 log, picture = sys.argv[1:]
 with open(log, encoding="utf-8") as file:

@@ -75,7 +75,7 @@ def difference(ours, theirs):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     run = mg.load(sys.argv[1])
     for what, number in zip(("logits", "gradients"), compare(run, "emma"), strict=True):

@@ -7,9 +7,11 @@ After https://github.com/karpathy/micrograd: 100 points, a network of 2, 16, 16 
 337 parameters, the max-margin loss, and gradient descent written out. Only Value is imported.
 """
 
+import argparse
+import importlib.util
 import math
+import os
 import random
-import sys
 from itertools import pairwise
 
 from microgpt import Value, no_grad
@@ -92,11 +94,25 @@ def draw(model, points, labels, picture):
     figure.savefig(picture, dpi=90, bbox_inches="tight")
 
 
+def picture_asked_for():
+    """Return the path on the command line or None; a picture that cannot be drawn is an error."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("picture", nargs="?", help="a file to draw the decision boundary in")
+    path = parser.parse_args().picture
+    if path and not os.path.isdir(os.path.dirname(path) or "."):
+        parser.error(f"the folder of {path} does not exist")
+    if path and importlib.util.find_spec("matplotlib") is None:
+        parser.error("a picture needs Matplotlib: pip install matplotlib")
+    return path
+
+
 if __name__ == "__main__":
+    picture = picture_asked_for()
     rng = random.Random(1337)
     points, labels = two_moons(100, 0.1, rng)
     model = MLP([2, 16, 16, 1], rng)
     print(f"num params: {len(model.parameters())}")
     train(model, points, labels, 100)
-    if len(sys.argv) > 1:
-        draw(model, points, labels, sys.argv[1])
+    if picture:
+        draw(model, points, labels, picture)

@@ -129,6 +129,21 @@ def test_the_moons_are_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "moons.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--help"], 0, "python examples/two_moons.py moons.png"),
+    (["no/such/folder/moons.png"], 2, "the folder of no/such/folder/moons.png does not exist"),
+    (["a.png", "b.png"], 2, "unrecognized arguments: b.png"),
+])  # fmt: skip
+def test_the_moons_say_how_they_are_called_before_they_train(
+    arguments, code, words, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["two_moons.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(EXAMPLES / "two_moons.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert exit.value.code == code and words in out + err and "num params" not in out
+
+
 @pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
 @pytest.mark.parametrize("val_loss", [{}, {"val_loss": 2.0}])
 def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
@@ -141,8 +156,9 @@ def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_missing_argument_shows_how_to_call_an_example(monkeypatch):
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--help", "loss.png"]])
+def test_a_missing_argument_shows_how_to_call_an_example(arguments, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(sys, "argv", ["plot_log.py"])
+    monkeypatch.setattr(sys, "argv", ["plot_log.py", *arguments])
     with pytest.raises(SystemExit, match="python examples/plot_log.py losses.jsonl loss.png"):
         runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
