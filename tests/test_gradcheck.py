@@ -173,6 +173,13 @@ def test_the_same_input_twice_is_one_number(core):
     assert (x.data, x.grad) == (2.0, 0.0)
 
 
+def test_the_only_input_needs_no_list(core):
+    assert gradcheck(lambda x: x * x, core.Value(3))
+    assert gradcheck(lambda m: core.mean(m * m), core.Matrix.of([[1, 2], [3, 4]]))
+    with pytest.raises(AssertionError, match=r"inputs\[0\]\[1\]\[0\]"):
+        gradcheck(lambda m: core.Value(m[1][0].data ** 2), core.Matrix.of([[1, 2], [3, 4]]))
+
+
 def test_inputs_may_be_any_iterable(core):
     assert gradcheck(lambda a, b: a * b, (core.Value(2), core.Value(3)))
     assert gradcheck(lambda a, b: a * b, (core.Value(i) for i in (2, 3)))

@@ -310,8 +310,8 @@ def test_a_parameter_can_be_a_copy_of_what_was_computed():
 
 
 @pytest.mark.parametrize(("model", "kind"), [
-    ("MyGPT", "str"), (None, "NoneType"), (int, "the class int"), (mg.Cache, "the class Cache"),
-    (GPT(CONFIG, random.Random(1)), "GPT"),
+    ("MyGPT", "an instance of str"), (None, "None"), (int, "int"), (mg.Cache, "Cache"),
+    (GPT(CONFIG, random.Random(1)), "an instance of GPT"),
 ])  # fmt: skip
 def test_a_model_that_is_no_class_of_a_gpt_is_refused(model, kind):
     message = f"^model must be a class, GPT or a subclass of it, not {kind}$"

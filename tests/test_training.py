@@ -603,9 +603,23 @@ def test_what_takes_a_run_or_a_model_says_which():
         (lambda: mg.score(run, "ab"), "as in score\\(run.model, run.encode\\(text\\)\\), not Run$"),
         (lambda: mg.mean_loss(run, []), "as in mean_loss\\(run.model, .*, not Run$"),
         (lambda: mg.sample(run, 0, run.rng), "^sample takes a model, .*; generate takes a run$"),
+        (lambda: mg.sample(run.model), "^sample takes a model, BOS and a generator, sample"),
+        (lambda: run.model.loss([2, 0, 1, 2]), "^loss takes a list of documents, .*loss.*ids"),
         (lambda: mg.sample(3, 0, run.rng), "a model is needed, as in sample\\(.*, not int$"),
     ]  # fmt: skip
     for call, message in wrong:
         with pytest.raises(TypeError, match=message):
             call()
     assert run.decode(run.encode("ab")) == "ab"
+
+
+def test_a_matrix_that_is_no_parameter_gets_a_word_once(capsys):
+    class Forgetful(mg.GPT):
+        def __init__(self, config, rng):
+            super().__init__(config, rng)
+            self.bias, self.tied = mg.Matrix(1, 16), self.state_dict["wte"]
+
+    for _ in range(2):
+        mg.train(["ab", "ba"], model=Forgetful, steps=1, progress=True)
+    err = capsys.readouterr().err
+    assert err.count("the Matrix bias of Forgetful is not a parameter") == 1 and "tied" not in err

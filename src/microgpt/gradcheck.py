@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False  # typing would take most of the time of the import
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def gradcheck(
     f: Callable[..., Any],
-    inputs: Sequence[Any],
+    inputs: Any,
     eps: float = 1e-6,
     atol: float = 1e-5,
     rtol: float = 1e-3,
@@ -20,7 +20,8 @@ def gradcheck(
     """Return True if backward gives the derivative of f with respect to every number in inputs.
 
     f: takes the inputs and returns one Value.
-    inputs: the arguments of f: Values, Matrices, and lists of these, nested to any depth.
+    inputs: the arguments of f: Values, Matrices, and lists of these, nested to any depth; or its
+        only argument, a Value or a Matrix.
 
     The derivative is measured as (f(x + eps) - f(x - eps)) / (2 * eps); backward may differ
     from it by atol + rtol * abs(measured). Choose inputs away from kinks, such as relu at 0.
@@ -34,7 +35,7 @@ def gradcheck(
     Raises AssertionError with the worst entry if one is off by more, TypeError if inputs or
     result have another type, ValueError if there are no inputs.
     """
-    inputs = list(inputs)
+    inputs = [inputs] if _is_value(inputs) or _is_matrix(inputs) else list(inputs)
     entries = [entry for i, x in enumerate(inputs) for entry in _entries(x, f"inputs[{i}]")]
     if not entries:
         raise ValueError("gradcheck needs at least one input")
@@ -72,18 +73,26 @@ def gradcheck(
 
 def _entries(x: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Yield the Values in x, each with the expression that finds it."""
-    if hasattr(x, "backward"):
+    if _is_value(x):
         yield name, x
-    elif isinstance(x, (list, tuple)) or hasattr(x, "load"):  # a list, or a Matrix
+    elif isinstance(x, (list, tuple)) or _is_matrix(x):
         for i, item in enumerate(x):
             yield from _entries(item, f"{name}[{i}]")
     else:
         raise TypeError(f"{name} must be a Value, a Matrix or a list, not {type(x).__name__}")
 
 
+def _is_value(x: Any) -> bool:  # of either core
+    return hasattr(x, "backward")
+
+
+def _is_matrix(x: Any) -> bool:
+    return hasattr(x, "load")
+
+
 def _result(f: Callable[..., Any], inputs: list[Any]) -> Any:
     result = f(*inputs)
-    if not hasattr(result, "backward"):
+    if not _is_value(result):
         raise TypeError(f"f must return a Value, not {type(result).__name__}")
     return result
 

@@ -318,6 +318,8 @@ class GPT:
         token t + 1. What is beyond block_size + 1 tokens of a document is not used.
         Raises ValueError if there is no document or one has fewer than two tokens.
         """
+        if len(docs) and isinstance(docs[0], int):
+            raise TypeError("loss takes a list of documents, as in loss([ids]), not the ids of one")
         return self.packed_loss(*self.pack(docs))
 
     def pack(self, docs: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
@@ -334,8 +336,10 @@ class GPT:
 def check_model_class(model: object) -> None:
     """Raise TypeError unless model is GPT or a subclass of it that can be trained."""
     if not (isinstance(model, type) and issubclass(model, GPT)):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"model must be a class, GPT or a subclass of it, not {kind}")
+        what = f"an instance of {type(model).__name__}"
+        if model is None or isinstance(model, type):
+            what = str(getattr(model, "__name__", model))
+        raise TypeError(f"model must be a class, GPT or a subclass of it, not {what}")
     try:
         signature(model.forward).bind(None, [], cache=None, starts=None, trace=None)
     except TypeError as error:

@@ -53,8 +53,8 @@ def generate(
 
 def sample(
     model: GPT,
-    bos: int,
-    rng: Random,
+    bos: int | None = None,
+    rng: Random | None = None,
     temperature: float = 0.5,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -63,11 +63,14 @@ def sample(
 ) -> list[int]:
     """Return the token ids of one new document, without BOS, at most length of them.
 
-    The arguments and errors are those of generate; prompt holds token ids.
+    bos: the id of BOS, `run.tokenizer.bos`; it is needed, and so is
+    rng: the generator to draw from, such as `run.rng`.
+    The other arguments and errors are those of generate; prompt holds token ids.
     """
-    if isinstance(model, Run):
-        raise TypeError("sample takes a model, sample(run.model, ...); generate takes a run")
-    check_model(model, "sample(run.model, run.tokenizer.bos, run.rng)")
+    usage = "sample(run.model, run.tokenizer.bos, run.rng)"
+    if isinstance(model, Run) or bos is None or rng is None:
+        raise TypeError(f"sample takes a model, BOS and a generator, {usage}; generate takes a run")
+    check_model(model, usage)
     sampler = _Sampler(model, temperature, top_k, top_p)
     return sampler.sample(bos, rng, prompt, _length(model, length, prompt))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import BACKEND_REASON, Replay, grad_enabled
+from .core import BACKEND_REASON, Matrix, Replay, grad_enabled
 from .data import check_unit, checked_documents, checksum, source_of, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
@@ -326,6 +326,13 @@ def advice(run: Run) -> list[str]:
             "the compiled core was not built, so this takes thousands of times as long: "
             "get a C compiler and install microgpt again (pip install --force-reinstall)"
         )
+    parameters = set(map(id, run.model.parameters()))
+    for name, thing in getattr(run.model, "__dict__", {}).items():
+        if isinstance(thing, Matrix) and id(thing) not in parameters:
+            lines.append(
+                f"the Matrix {name} of {type(run.model).__name__} is not a parameter, so it is not "
+                "trained and not saved: what init_parameters returns is"
+            )
     if run.num_cut:
         lines.append(
             f"{run.num_cut} of {len(run.documents)} documents are longer than the block size "
