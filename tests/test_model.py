@@ -263,6 +263,23 @@ def test_added_removed_and_tied_parameters_are_trained_counted_saved_and_loaded(
         mg.load(path)
 
 
+def test_tied_parameters_are_not_loaded_from_two_that_differ():
+    class Tied(GPT):
+        @classmethod
+        def init_parameters(cls, config, rng):
+            state_dict = super().init_parameters(config, rng)
+            return {**state_dict, "lm_head": state_dict["wte"]}
+
+    tied, other = Tied(CONFIG, random.Random(1)), GPT(CONFIG, random.Random(2))
+    before = tied.state_dict["wte"].tolist()
+    with pytest.raises(ValueError, match="^lm_head and wte are one parameter, but their numbers"):
+        tied.load_state_dict(other.state_dict)
+    assert tied.state_dict["wte"].tolist() == before
+    same = Tied(CONFIG, random.Random(3))
+    tied.load_state_dict(same.state_dict)
+    assert tied.state_dict["lm_head"].tolist() == same.state_dict["wte"].tolist() != before
+
+
 @pytest.mark.parametrize(("name", "parameter", "error"), [
     ("losses", mg.Matrix(1, 1), ValueError), ("__metadata__", mg.Matrix(1, 1), ValueError),
     ("adam.m.wte", mg.Matrix(3, 4), ValueError), ("adam.v.gain", mg.Matrix(1, 1), ValueError),

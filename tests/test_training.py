@@ -598,6 +598,7 @@ def test_help_of_train_names_the_settings_and_what_an_interrupt_leaves():
 def test_what_takes_a_run_or_a_model_says_which():
     run = mg.prepare(["ab", "ba"], steps=2)
     wrong = [
+        (lambda: mg.prepare(["ab"], init="m"), "^init takes a run, of prepare, .*, not str$"),
         (lambda: mg.finish(3), "^finish takes a run, of prepare, train or load, not int$"),
         (lambda: mg.generate("x"), "^generate takes a run, of prepare, train or load, not str$"),
         (lambda: mg.score(run, "ab"), "as in score\\(run.model, run.encode\\(text\\)\\), not Run$"),

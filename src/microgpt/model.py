@@ -210,20 +210,24 @@ class GPT:
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
         """Set all parameters from name -> Matrix or lists of lists.
 
-        Raises ValueError if a name is missing or unknown or a shape differs; nothing is changed
-        then.
+        Raises ValueError if a name is missing or unknown, a shape differs or tied parameters do;
+        nothing is changed then.
         """
         own = self.state_dict
         if set(state_dict) != set(own):
             different = sorted(set(state_dict) ^ set(own))
             raise ValueError(f"found in only one of the state_dicts: {', '.join(different)}")
-        new = {}
+        new: dict[str, Matrix] = {}
+        first: dict[int, str] = {}
         for name, source in state_dict.items():
             new[name] = Matrix(*own[name].shape)
             try:
                 new[name].load(source)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            other = first.setdefault(id(own[name]), name)
+            if bytes(new[other].data) != bytes(new[name].data):  # so that nan is equal to itself
+                raise ValueError(f"{name} and {other} are one parameter, but their numbers differ")
         for name, matrix in new.items():
             own[name].load(matrix)
 

@@ -213,6 +213,8 @@ def prepare(
     """
     config = TrainConfig(steps, lr, batch_size, seed, unit, val_fraction, val_seed)
     check_model_class(model)
+    if init is not None:
+        check_run(init, "init")
     documents = checked_documents(docs)
     rng = Random(config.seed)
     if init is None:
