@@ -869,6 +869,15 @@ def test_info_tells_what_a_file_of_any_class_holds(tmp_path, capsys):
     assert lines[-2:] == ["  gain: 1 x 16", "  lm_head: tied to wte"]
 
 
+def test_info_of_losses_that_add_up_to_more_than_a_float(model, capsys):
+    run = mg.load(model, NAMES)
+    run.losses[:] = [sys.float_info.max] * 3
+    mg.save(run, model)
+    assert run.recent_loss == sys.float_info.max
+    assert run_command(["info", str(model)]) == 0
+    assert "(mean of 3), last 17976931348623157081" in lines_of(capsys)[7]
+
+
 def test_info_prints_json(model, tmp_path, capsys):
     assert run_command(["info", str(model), "--json"]) == 0
     [line] = lines_of(capsys)

@@ -38,7 +38,16 @@ from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs, RunKept
 from .progress import Progress, someone_looks
 from .sampling import generate
-from .training import RECENT, Run, TrainConfig, advice, describe_losses, prepare, steps
+from .training import (
+    RECENT,
+    Run,
+    TrainConfig,
+    advice,
+    describe_losses,
+    prepare,
+    recent_mean,
+    steps,
+)
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -442,7 +451,6 @@ def _contents(path: str) -> dict[str, Any]:
     """Return what a file holds; None: not known."""
     with _user_input():
         found = contents(path)
-    recent = found.losses[-RECENT:]
     return {
         "model": path,
         "class": found.model,
@@ -451,8 +459,8 @@ def _contents(path: str) -> dict[str, Any]:
         "alphabet": found.tokenizer.chars,
         "training": vars(found.training),
         "step": found.step,
-        "loss": math.fsum(recent) / len(recent) if recent else None,
-        "last_loss": recent[-1] if recent else None,
+        "loss": recent_mean(found.losses) if found.losses else None,
+        "last_loss": found.losses[-1] if found.losses else None,
         "num_losses": len(found.losses),
         "tokens": found.tokens if found.tokens or not found.step else None,
         "seconds": found.seconds if found.seconds or not found.step else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -74,6 +74,14 @@ class TrainConfig:
         check_unit(self.unit)
 
 
+def recent_mean(losses: Sequence[float]) -> float:
+    """Return the mean of the last 100 losses, nan if there are none."""
+    recent = losses[-RECENT:]
+    if not recent:
+        return math.nan
+    return math.fsum(loss / 128 for loss in recent) / len(recent) * 128  # no sum is infinite
+
+
 @dataclass(repr=False)
 class Run:
     """A training: its data, its model and its progress.
@@ -134,8 +142,7 @@ class Run:
     @property
     def recent_loss(self) -> float:
         """The mean loss of the last 100 steps, less noisy than the last one; nan before a step."""
-        recent = self.losses[-RECENT:]
-        return math.fsum(recent) / len(recent) if recent else math.nan
+        return recent_mean(self.losses)
 
     @property
     def num_cut(self) -> int:
