@@ -305,7 +305,9 @@ cdef double power_slope(double x, double exponent) except? -1.0:
 cdef Value to_the(Value a, double exponent):
     cdef double x = data_of(a.node)
     cdef double result = power(x, exponent)
-    return one_child(POW, result, a.node, power_slope(x, exponent))
+    value = one_child(POW, result, a.node, power_slope(x, exponent))
+    value.node.local_grad[1] = exponent  # for its label
+    return value
 
 
 @cython.freelist(1024)
@@ -433,7 +435,23 @@ cdef class Value:
 
     @property
     def _op(self):
+        if self.node.kind == POW:
+            return f"**{self.node.local_grad[1]:g}"
         return LABELS[self.node.kind]
+
+    @property
+    def _inputs(self):
+        """What this Value was computed from, for pictures: its children, or one block.
+
+        That is the block of which it is an entry, or the Matrix of which it is the mean.
+        """
+        cdef Node* node = self.node
+        if node.kind == MEAN:
+            return (matrix_of(node.left),)
+        if node.kind == ELEMENT:
+            numbers_are_read()
+            return () if is_leaf(block_of(node.left)) else (matrix_of(node.left),)
+        return self._children
 
     def __repr__(self):
         return f"Value(data={self.data}, grad={self.grad})"
@@ -689,6 +707,55 @@ cdef class Matrix:
         block = block_of(self.node)
         return tuple([element_of(self.node, i * block.cols + j) for j in range(block.cols)])
 
+    @property
+    def _block(self):
+        """The block as its entries know it: equal for all that show the same one in a picture."""
+        return self
+
+    @property
+    def _op(self):
+        cdef Block* block = block_of(self.node)
+        cdef Py_ssize_t first
+        if block.op == VIEW:
+            first = (block.data - block_of(block.inputs[0]).data) // block.cols
+            return f"[{first}:{first + block.rows}]"
+        return "" if is_leaf(block) else NAMES[block.op]
+
+    @property
+    def _inputs(self):
+        """The Matrices, numbers or Values that this block was computed from, for pictures."""
+        cdef Block* block = block_of(self.node)
+        cdef Node* node
+        cdef Py_ssize_t i = 0
+        inputs = []
+        numbers_are_read()
+        if is_leaf(block):
+            return ()
+        node = child_at(self.node, 0)
+        while node is not NULL:
+            if node.kind != BLOCK:
+                inputs.append(value_of(node))
+            elif block_of(node).op == CONSTANT:
+                inputs.append(block_of(node).data[0])
+            else:
+                inputs.append(matrix_of(node))
+            i += 1
+            node = child_at(self.node, i)
+        return tuple(inputs)
+
+    def _rms(self):
+        """Return the root mean squares of the numbers and of the gradients."""
+        numbers_are_read()
+        cdef Block* block = block_of(self.node)
+        cdef bint zero = block.grad is NULL or owner_of(self.node).grad_is_zero
+        cdef Py_ssize_t i, n = size_of(self.node)
+        cdef double data = 0.0, grad = 0.0
+        for i in range(n):
+            data += block.data[i] * block.data[i]
+            if not zero:
+                grad += block.grad[i] * block.grad[i]
+        return sqrt(data / n), sqrt(grad / n)
+
     def __repr__(self):
         return display.text(self)
 
@@ -796,6 +863,10 @@ cdef class Matrix:
     def relu(self):
         """Return the entries where they are positive, else 0; as `relu(self)`."""
         return relu(self)
+
+
+cdef inline bint is_leaf(Block* block) noexcept:
+    return block.op <= CONSTANT or block.detached
 
 
 cdef Matrix constant_row(double number, Py_ssize_t cols):

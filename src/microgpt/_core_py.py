@@ -108,6 +108,17 @@ class Value:
     def grad(self, grad: float) -> None:
         self._grad = checks.number(grad, "grad")
 
+    @property
+    def _inputs(self):
+        """What this Value was computed from, for pictures: its children, or one block.
+
+        That is the block of which it is an entry, or the Matrix of which it is the mean.
+        """
+        label = self._op
+        if label.__class__ is not _BlockLabel:
+            return self._children
+        return label._inputs if label == "mean" else (label,)
+
     def __repr__(self):
         return f"Value(data={self._data}, grad={self._grad})"
 
@@ -166,7 +177,8 @@ class Value:
             return NotImplemented
         exponent = float(exponent)
         result = checks.power(self._data, exponent)
-        return _node(result, (self,), (checks.power_slope(self._data, exponent),), "**")
+        slope = checks.power_slope(self._data, exponent)
+        return _node(result, (self,), (slope,), f"**{exponent:g}")
 
     def exp(self) -> Value:
         """Return e ** self. Raises OverflowError above 709.78, the limit of a float."""
@@ -229,7 +241,7 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows", "_initialized", "_changes", "_is_slice")
+    __slots__ = ("_rows", "_initialized", "_changes", "_is_slice", "_label")
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
@@ -239,6 +251,7 @@ class Matrix:
         self._initialized = False
         self._changes = [0]  # how often load or an update changed the numbers; views share it
         self._is_slice = False
+        self._label = None  # of a block op: what its Values know of it
         return self
 
     def __init__(self, rows: int, cols: int) -> None:
@@ -260,8 +273,9 @@ class Matrix:
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
-        rows = checks.rectangle(rows_of_values)
-        return _matrix([[_copy(_value(item)) for item in row] for row in rows])
+        rows = [[_value(item) for item in row] for row in checks.rectangle(rows_of_values)]
+        values = [value for row in rows for value in row]
+        return _matrix([[_copy(value) for value in row] for row in rows], "pack", values, ())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -289,8 +303,31 @@ class Matrix:
             start, stop = checks.row_slice(index, len(self._rows))
             view = _matrix(self._rows[start:stop])
             view._changes, view._is_slice = self._changes, True
+            owner = self._inputs[0] if self._is_slice else self
+            first = owner._rows.index(self._rows[start])
+            view._label = _BlockLabel().of(f"[{first}:{first + len(view)}]", (owner,), (), view)
             return view
         return self._rows[checks.row_index(index, len(self._rows))]
+
+    @property
+    def _block(self):
+        """The block as its entries know it: equal for all that show the same one in a picture."""
+        return self if self._label is None else self._label
+
+    @property
+    def _op(self):
+        return "" if self._label is None else self._label._op
+
+    @property
+    def _inputs(self):
+        """The Matrices, numbers or Values that this block was computed from, for pictures."""
+        return () if self._label is None else self._label._inputs
+
+    def _rms(self):
+        """Return the root mean squares of the numbers and of the gradients."""
+        entries = [value for row in self._rows for value in row]
+        squares = sum(v._data * v._data for v in entries), sum(v._grad * v._grad for v in entries)
+        return tuple(math.sqrt(total / len(entries)) for total in squares)
 
     def __repr__(self):
         return display.text(self)
@@ -350,6 +387,8 @@ class Matrix:
         return self * -1.0
 
     def __truediv__(self, other: Matrix | float) -> Matrix:
+        if not isinstance(other, (Matrix, Value)) and checks.is_number(other):
+            return self * checks.power(float(other), -1.0)
         return _elementwise(operator.truediv, "/", self, other)
 
     def __rtruediv__(self, other: float) -> Matrix:
@@ -362,19 +401,19 @@ class Matrix:
             checks.matrix_with_array("**", exponent)  # can raise TypeError
             return NotImplemented
         exponent = float(exponent)
-        return _matrix([[value**exponent for value in row] for row in self], "**", self)
+        return _matrix([[value**exponent for value in row] for row in self], "**", (self, exponent))
 
     def exp(self) -> Matrix:
         """Return e ** entry for each entry. Raises OverflowError above 709.78."""
-        return _matrix([[value.exp() for value in row] for row in self], "exp", self)
+        return _matrix([[value.exp() for value in row] for row in self], "exp", (self,))
 
     def log(self) -> Matrix:
         """Return the natural logarithms. Raises ValueError unless all entries are positive."""
-        return _matrix([[value.log() for value in row] for row in self], "log", self)
+        return _matrix([[value.log() for value in row] for row in self], "log", (self,))
 
     def tanh(self) -> Matrix:
         """Return the hyperbolic tangent of each entry."""
-        return _matrix([[value.tanh() for value in row] for row in self], "tanh", self)
+        return _matrix([[value.tanh() for value in row] for row in self], "tanh", (self,))
 
     def relu(self) -> Matrix:
         """Return the entries where they are positive, else 0; as `relu(self)`."""
@@ -511,7 +550,7 @@ def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
     """
     checks.instance(table, "table", Matrix)
     ids = checks.ids(ids, len(table), "id")
-    return _matrix([[_copy(value) for value in table[i]] for i in ids])
+    return _matrix([[_copy(value) for value in table[i]] for i in ids], "embedding", (table,), ())
 
 
 def linear(x: Matrix, w: Matrix) -> Matrix:
@@ -522,7 +561,7 @@ def linear(x: Matrix, w: Matrix) -> Matrix:
     checks.instance(x, "x", Matrix)
     checks.instance(w, "w", Matrix)
     checks.linear_shapes(x.shape, w.shape)
-    return _matrix([[_dot(weights, row) for weights in w] for row in x], "linear", x, w)
+    return _matrix([[_dot(weights, row) for weights in w] for row in x], "linear", (x, w))
 
 
 def rmsnorm(x: Matrix) -> Matrix:
@@ -536,13 +575,13 @@ def rmsnorm(x: Matrix) -> Matrix:
         mean_square = sum(value * value for value in row) / len(row)
         scale = (mean_square + RMSNORM_EPS) ** -0.5
         result.append([value * scale for value in row])
-    return _matrix(result, "rmsnorm", x)
+    return _matrix(result, "rmsnorm", (x,))
 
 
 def relu(x: Matrix) -> Matrix:
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
     checks.instance(x, "x", Matrix)
-    return _matrix([[value.relu() for value in row] for row in x], "relu", x)
+    return _matrix([[value.relu() for value in row] for row in x], "relu", (x,))
 
 
 def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
@@ -552,7 +591,7 @@ def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
     """
     checks.instance(x, "x", Matrix)
     temperature = checks.temperature(temperature)
-    return _matrix([_softmax(row, temperature) for row in x], "softmax", x)
+    return _matrix([_softmax(row, temperature) for row in x], "softmax", (x,))
 
 
 def attention(
@@ -587,7 +626,7 @@ def attention(
             for j in range(head, head + head_dim):
                 row.append(sum(weight * v[s][j] for weight, s in zip(weights, seen, strict=True)))
         result.append(row)
-    return _matrix(result, "attention", q, k, v)
+    return _matrix(result, "attention", (q, k, v))
 
 
 def attention_weights(
@@ -613,7 +652,7 @@ def attention_weights(
             row = [_leaf(0.0) for _ in range(len(k))]
             row[seen.start : seen.stop] = _attend(query, k, head, head_dim, seen)
             result.append(row)
-    return _matrix(result, "attention_weights", q, k)
+    return _matrix(result, "attention_weights", (q, k))
 
 
 def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
@@ -631,14 +670,17 @@ def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
         largest = max([value._data for value in row])
         total = sum((value - largest).exp() for value in row)
         result.append([total.log() - (row[target] - largest)])
-    return _matrix(result)
+    return _matrix(result, "cross_entropy", (logits,), ())
 
 
 def mean(x: Matrix) -> Value:
     """Return the mean of all entries as one Value: x (T, n)."""
     checks.instance(x, "x", Matrix)
     rows, cols = x.shape
-    return (1.0 / (rows * cols)) * sum(value for row in x for value in row)
+    result = (1.0 / (rows * cols)) * sum(value for row in x for value in row)
+    if result._children:
+        result._op = _BlockLabel("mean").of("mean", (x,), ())
+    return result
 
 
 def adam_update(adam: Any, lr: float) -> None:
@@ -741,39 +783,47 @@ def _value(item):
     return item if isinstance(item, Value) else _leaf(checks.number(item, "an entry"))
 
 
-def _matrix(rows, op="", *inputs):
-    """Return a Matrix of rows of Values; inputs: blocks whose numbers backward needs."""
+def _matrix(rows, op="", inputs=(), needed=None):
+    """Return a Matrix of rows of Values that a block op has computed from inputs.
+
+    needed: the Matrices among them whose numbers backward needs; None: all.
+    """
     matrix = object.__new__(Matrix)
     matrix._rows = [tuple(row) for row in rows]
     matrix._initialized = True
     matrix._changes = [0]
     matrix._is_slice = False
+    matrix._label = None
     if inputs and grad_enabled():
-        label = _BlockLabel(matrix._rows[0][0]._op).of(op, inputs, matrix)
+        label = _BlockLabel(matrix._rows[0][0]._op)
+        matrix._label = label.of(op, inputs, inputs if needed is None else needed, matrix)
         for row in matrix._rows:
             for value in row:
-                if value._children:
-                    value._op = label
+                value._op = label
     return matrix
 
 
 class _BlockLabel(str):
     """The label that the Values of a block share, which knows what the block was computed from.
 
-    With it backward can tell if those numbers have changed, at no cost for other Values.
+    With it a picture shows the block as one node, and backward can tell if those numbers have
+    changed, at no cost for other Values.
     """
 
-    def of(self, op, inputs, result):
-        needed = [(matrix._changes, "was computed from") for matrix in inputs]
+    def of(self, op, inputs, needed, result=None):
+        counts = [
+            (matrix._changes, "was computed from") for matrix in needed if isinstance(matrix, Matrix)
+        ]
         if op in ("softmax", "attention_weights", "exp", "tanh"):  # whose backward reads the result
-            needed.append((result._changes, "gave"))
-        self.op, self.counts = op, [(changes, changes[0], how) for changes, how in needed]
+            counts.append((result._changes, "gave"))
+        self._op, self._inputs, self.shape = op, tuple(inputs), result and result.shape
+        self.counts = [(changes, changes[0], how) for changes, how in counts]
         return self
 
     def refuse_changed_numbers(self):
         for changes, count, how in self.counts:
             if changes[0] != count:
-                checks.changed_since_forward(self.op, how)
+                checks.changed_since_forward(self._op, how)
 
 
 def _topological_sort(root):
@@ -811,9 +861,8 @@ def _elementwise(op, name, a, b):
         [op(x, y) for x, y in zip(*row, strict=True)]
         for row in zip(_spread(a, rows, cols), _spread(b, rows, cols), strict=True)
     ]
-    if name in "*/" and isinstance(b, Matrix):
-        return _matrix(result, name, *matrices)
-    return _matrix(result)  # the others pass gradients on without the numbers
+    reads_numbers = name in "*/" and isinstance(b, Matrix)  # the others pass gradients on without
+    return _matrix(result, name, (a, b), matrices if reads_numbers else ())
 
 
 def _spread(x, rows, cols):
