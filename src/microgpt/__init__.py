@@ -45,6 +45,8 @@ _MODULES = {
     "model": ("GPT", "Cache", "Config"),
     "adam": ("Adam", "linear_decay"),
     "sampling": ("generate", "sample"),
+    "pictures": ("Picture", "draw", "draw_attention", "to_dot"),
+    "plots": ("plot_losses",),
     "evaluate": ("Score", "bigram_loss", "mean_loss", "score", "uniform_loss"),
     "checkpoint": ("load", "save"),
     "training": ("Run", "TrainConfig", "finish", "prepare", "steps", "train", "train_step"),
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from .data import *  # noqa: F403
     from .evaluate import *  # noqa: F403
     from .model import *  # noqa: F403
+    from .pictures import *  # noqa: F403
+    from .plots import *  # noqa: F403
     from .sampling import *  # noqa: F403
     from .tokenizer import *  # noqa: F403
     from .training import *  # noqa: F403

@@ -75,6 +75,7 @@ def _metadata(run: Run) -> dict[str, str]:
         "rng": run.rng.getstate(),
         "tokens": checks.integer(run.tokens, "tokens", 0),
         "seconds": checks.real(run.seconds, "seconds"),
+        "val_losses": [*_val_losses(run.val_losses.items()).items()],
     }
     model = run.model
     first = {id(matrix): name for name, matrix in model.named_parameters().items()}
@@ -121,7 +122,7 @@ class Contents:
 
     model: the name of the class of the model.
     shapes: name -> shape of each parameter; tied: its other names -> name.
-    step, tokens, seconds, losses, dataset, sha256: as in Run; adam: beta1, beta2 and eps.
+    step, tokens, seconds, losses, val_losses, dataset, sha256: as in Run; adam: beta1, beta2 and eps.
     """
 
     model: str
@@ -136,6 +137,7 @@ class Contents:
     tokens: int
     seconds: float
     losses: list[float]
+    val_losses: dict[int, float]
     dataset: str
     sha256: str
 
@@ -255,6 +257,7 @@ def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
         dataset=found.dataset,
         sha256=found.sha256,
         losses=found.losses,
+        val_losses=found.val_losses,
         tokens=found.tokens,
         seconds=found.seconds,
     )
@@ -327,7 +330,19 @@ def _state(text: str) -> dict[str, Any]:
     constants = [checks.real(value, "a constant of Adam") for value in adam]
     state["adam"] = checks.adam_rates(step, 0.0, *constants)[2:]
     state["rng"] = _generator(state.get("rng"))
-    return {name: state[name] for name in ("step", "adam", "rng", "tokens", "seconds")}
+    state["val_losses"] = _val_losses(state.get("val_losses", []))  # older files have none
+    names = ("step", "adam", "rng", "tokens", "seconds", "val_losses")
+    return {name: state[name] for name in names}
+
+
+def _val_losses(pairs: Any) -> dict[int, float]:
+    try:
+        return {
+            checks.integer(step, "a step", 1, _MANY): checks.real(loss, "a validation loss")
+            for step, loss in pairs
+        }
+    except TypeError:
+        raise ValueError("val_losses is not a list of steps and losses") from None
 
 
 def _generator(state: Any) -> Random:

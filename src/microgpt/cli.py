@@ -13,9 +13,11 @@ import platform
 import shlex
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -32,10 +34,11 @@ from .data import (
     windows,
 )
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
-from .files import one_line, printable, reason
+from .files import named, one_line, printable, reason, try_writing, write_whole
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs, RunKept
+from .plots import plot_losses
 from .progress import Progress, someone_looks
 from .sampling import generate
 from .training import (
@@ -74,7 +77,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return _fail(WRONG_INPUT, str(error))
     except RunKept as error:  # a path that can be copied, however long
         return _fail(FAILED, str(error), f"; the run was saved as {printable(error.place)}")
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, OSError, ImportError) as error:
         return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
@@ -417,6 +420,37 @@ def _shown(token: str | None) -> str:
     return token if token.isprintable() and not token.isspace() else repr(token)
 
 
+def _plot(options: Namespace) -> int:
+    with _user_input():
+        out = options.out
+        if out is None:
+            raise ValueError("plot needs --out FILE")
+        kind = Path(out).suffix.lower()[1:]
+        if kind not in ("png", "svg", "pdf"):
+            raise ValueError(f"--out must end with .png, .svg or .pdf, not {printable(out)}")
+        try_writing(out)
+        if any(os.path.exists(out) and os.path.samefile(out, path) for path in options.models):
+            raise ValueError(f"--out {printable(out)} would overwrite a model")
+        runs = {path: load(path) for path in options.models}
+        for path, run in runs.items():
+            try:
+                runs[path] = _with_documents(run, path, options.data)
+            except (OSError, ValueError) as error:
+                if options.data is not None:
+                    raise
+                _say(f"{reason(error)}: without the data there is no line of the bigram table")
+    stems = Counter(Path(path).stem for path in runs)
+    names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
+    with _user_input():
+        figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind)
+    with named(out):
+        write_whole(out, [buffer.getvalue()])
+    print(f"{printable(out)}: the losses of {len(runs)} run{'s' * (len(runs) != 1)}")
+    return DONE
+
+
 def _info(options: Namespace) -> int:
     found = _installation() if options.model is None else _contents(options.model)
     if options.json:
@@ -500,4 +534,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
 
-COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "score": _score, "info": _info}
+COMMANDS = {
+    "train": _train, "sample": _sample, "eval": _eval, "score": _score, "plot": _plot,
+    "info": _info,
+}  # fmt: skip

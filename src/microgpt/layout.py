@@ -169,10 +169,20 @@ def _all_crossings(ranks: list[list[int]], children: Links, place: dict[int, int
 def _coordinates(
     ranks: list[list[int]], parents: Links, children: Links, n: int, sizes: list[float], gap: float
 ) -> list[float]:
-    """Return the mean of the middle two of four layouts, each aligned to one side and one end."""
+    """Return the mean of the middle two of four layouts, each aligned to one side and one end.
+
+    A leaf beside inner nodes does not bend the lines on which they stand: it comes close afterwards.
+    """
+    beside = {
+        node: parents[node][0] for node in range(n)
+        if not children[node] and len(parents[node]) == 1
+        and any(children[other] for other in children[parents[node][0]])
+    }  # fmt: skip
+    upward = [[] if node in beside else links for node, links in enumerate(parents)]
+    downward = [[v for v in links if v not in beside] for links in children]
     conflicts = _conflicts(ranks, parents, n)
     layouts = []
-    for links, way in ((parents, ranks), (children, ranks[::-1])):
+    for links, way in ((upward, ranks), (downward, ranks[::-1])):
         for sign in (1, -1):
             layers = [nodes[::sign] for nodes in way]
             root = _aligned(layers, links, conflicts)
@@ -187,7 +197,26 @@ def _coordinates(
         shift = first - spans[i][0] if i % 2 == 0 else last - spans[i][1]
         layouts[i] = [x + shift for x in xs]
     middle = [sorted(xs)[1:3] for xs in zip(*layouts, strict=True)]
-    return [(a + b) / 2 for a, b in middle]
+    across = [(a + b) / 2 for a, b in middle]
+    for nodes in (*ranks, *(nodes[::-1] for nodes in ranks)):
+        for i, node in enumerate(nodes):
+            if node in beside:
+                near = [nodes[k] for k in (i - 1, i + 1) if 0 <= k < len(nodes)]
+                _approach(node, across[beside[node]], near, across, sizes, gap)
+    return across
+
+
+def _approach(
+    node: int, wish: float, near: list[int], across: list[float], sizes: list[float], gap: float
+) -> None:
+    """Move a node to its wish, as far as its neighbours let it."""
+    for other in near:
+        distance = (sizes[node] + sizes[other]) / 2 + gap
+        if across[other] < across[node]:
+            wish = max(wish, across[other] + distance)
+        else:
+            wish = min(wish, across[other] - distance)
+    across[node] = wish
 
 
 def _conflicts(ranks: list[list[int]], parents: Links, n: int) -> set[tuple[int, int]]:

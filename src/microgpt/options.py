@@ -100,6 +100,13 @@ SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),
     "--json": (bool, False, None, "print one JSON object per line"),
 }
+PLOT = {
+    "--out": (str, None, "FILE", "the picture: a name that ends with .png, .svg or .pdf"),
+    "--smooth": (positive, None, "N", "a point of a line is the mean of the last N steps (default: "
+                 "100, in short runs less)"),
+    "--data": (str, None, "FILE", "the training data, for the line of the bigram table (default: "
+               "the file that the training read)"),
+}  # fmt: skip
 INFO = {"--json": (bool, False, None, "print one JSON object")}
 # command: summary, description, example, its own arguments, its options in groups
 COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, Any]]]] = {
@@ -121,6 +128,10 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
               "Print the loss of each text, per position and in total, and the tokens that the "
               "model finds most likely there.",
               "names.safetensors emma olivia", ("model", "texts"), {"options": SCORE}),
+    "plot": ("draw the losses of saved models",
+             "Draw the losses of runs, step by step and smoothed, with the validation losses and "
+             "two baselines for scale, into one picture. It needs Matplotlib.",
+             "one.safetensors two.safetensors --out losses.png", ("models",), {"options": PLOT}),
     "info": ("show what a saved model is, or the version, the core and the platform",
              "Print what a file holds: sizes, settings, progress, data. Without one, print what to "
              "include in a bug report: version, core, platform.",
@@ -129,6 +140,7 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"metavar": "MODEL", "help": "a file written by microgpt train --out"},
     "model?": {"metavar": "MODEL", "nargs": "?", "help": "a file written by microgpt train --out"},
+    "models": {"metavar": "MODEL", "nargs": "+", "help": "a file written by microgpt train --out"},
     "texts": {"metavar": "TEXT", "nargs": "+", "help": "a text to score"},
 }
 

@@ -13,10 +13,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import count
+from itertools import pairwise
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -253,19 +253,17 @@ def _entries(
 def _nearest(inputs: list[list[int]], levels: list[int], most: int) -> list[int]:
     """Return the nodes to draw: all, or those nearest the result.
 
-    With a node all nodes are drawn that were computed from it, so that there is a way from each to
-    the result.
+    With an inner node all nodes are drawn that were computed from it, with a leaf one of them, so
+    that there is a way from each to the result.
     """
     n = len(inputs)
     if n <= most:
         return list(range(n))
-    last_parent: dict[int, tuple[int, int]] = {}  # after which a leaf comes
+    near = [(levels[node], node, node) for node in range(n)]
     for node, below in enumerate(inputs):
         for child in below:
-            if not inputs[child]:
-                here = levels[node], node
-                last_parent[child] = max(last_parent.get(child, here), here)
-    near = [(*last_parent.get(node, (levels[node], node)), node) for node in range(n)]
+            if not inputs[child]:  # a leaf comes right after the nearest node that uses it
+                near[child] = min(near[child], (levels[node], node, child))
     return sorted(node for *_, node in heapq.nsmallest(most, near))
 
 
@@ -307,6 +305,8 @@ class _Box:
     width: float
     height: float
     pill_width: float
+    left: float  # where its text begins
+    top: float
 
 
 def graph_svg(
@@ -327,22 +327,21 @@ def graph_svg(
         )
         for i, node in enumerate(graph.nodes)
     ]
-    boxes = [_box(node) for node in graph.nodes]
-    inputs = [node.inputs for node in graph.nodes]
-    sideways = _placed(inputs, boxes, True)
-    width, height, places, ways = sideways
+    boxes = [_box(node, True) for node in graph.nodes]
+    inputs, flat = [node.inputs for node in graph.nodes], True
+    width, height, places, ways = _placed(inputs, boxes, flat)
     if width > _WIDEST:
-        upright = _placed(inputs, boxes, False)
-        if upright[0] < width:
-            width, height, places, ways = upright
-    flat = ways is sideways[3]
+        upright = [_box(node, False) for node in graph.nodes]
+        placed = _placed(inputs, upright, False)
+        if placed[0] < width:
+            boxes, flat, (width, height, places, ways) = upright, False, placed
     body = [f'<path class="edge" d="{way}"/>' for way in ways]
     for i, (node, box) in enumerate(zip(now, boxes, strict=True)):
         body.append(_node_svg(i, node, graph.nodes[i], box, places[i], flat))
     return _svg(width, height, _title_of(graph), _description_of(replace(graph, nodes=now)), body)
 
 
-def _box(node: Node) -> _Box:
+def _box(node: Node, flat: bool) -> _Box:
     lines = []
     shape = "" if node.shape is None else "{} × {}".format(*node.shape)
     if node.name or shape:
@@ -350,14 +349,16 @@ def _box(node: Node) -> _Box:
     lines += [(label, number, label[:4]) for label, number in _numbers(node)]
     if node.folded:
         lines.append((_folded(node), "", "more"))
-    width = max([
+    text = max([
         _text_width(left, sort) + (10 if left and right else 0) + _text_width(right, "number")
         for left, right, sort in lines
     ], default=0)  # fmt: skip
     pill = _GLYPHS.get(node.op, node.op)
+    left = _PAD + 4 if pill and flat else _PAD  # more where the op reaches into the box
+    top = 6.0 if not pill or flat else 10.0
     return _Box(
-        lines, pill, max(34.0, math.ceil(width + 2 * _PAD)), len(lines) * _LINE + 2 * 6,
-        max(_PILL, math.ceil(7.3 * len(pill) + 12)) if pill else 0.0,
+        lines, pill, max(34.0, math.ceil(left + text + _PAD)), top + len(lines) * _LINE + 6,
+        max(_PILL, math.ceil(7.3 * len(pill) + 12)) if pill else 0.0, left, top,
     )  # fmt: skip
 
 
@@ -398,43 +399,50 @@ def _placed(inputs: Sequence[Sequence[int]], boxes: Sequence[_Box], flat: bool) 
     ]
     breadths = [box.height if flat else max(box.width, box.pill_width) for box in boxes]
     plan = layered(inputs, breadths, _GAP)
+    rank_of = {node: rank for rank, nodes in enumerate(plan.ranks) for node in nodes}
+    farthest = [0.0] * len(plan.ranks)  # that an edge goes across on its way to a rank
+    edges = ((child, node) for node, below in enumerate(inputs) for child in below)
+    for (child, node), route in zip(edges, plan.routes, strict=True):
+        steps = pairwise([plan.across[child], *route, plan.across[node]])
+        for rank, (a, b) in zip(range(rank_of[child] - 1, -1, -1), steps, strict=False):
+            farthest[rank] = max(farthest[rank], abs(a - b))
     ends: dict[int, tuple[float, float]] = {}  # rank -> where it begins and ends
     at = 0.0
     for rank in range(len(plan.ranks) - 1, -1, -1):
         length = max(lengths[node] for node in plan.ranks[rank])
         ends[rank] = at, at + length
-        at += length + _BETWEEN
-    rank_of = {node: rank for rank, nodes in enumerate(plan.ranks) for node in nodes}
+        at += length + (min(2.5 * _BETWEEN, max(_BETWEEN, farthest[rank - 1] / 8)) if rank else 0)
     start = [ends[rank_of[node]][1] - lengths[node] for node in range(len(boxes))]
     routes, ways = iter(plan.routes), []
     for node, below in enumerate(inputs):
         arrivals = [(child, next(routes)) for child in below]
-        ports = _ports(boxes[node], [
-            (route[-1] if route else plan.across[child]) for child, route in arrivals
-        ], flat)  # fmt: skip
+        origins = [route[-1] if route else plan.across[child] for child, route in arrivals]
+        ports = _ports(boxes[node], origins, plan.across[node], flat)
         for (child, route), port in zip(arrivals, ports, strict=True):
             points = [(start[child] + lengths[child], plan.across[child])]
             for rank, across in zip(range(rank_of[child] - 1, -1, -1), route, strict=False):
                 points += [(end, across) for end in ends[rank]]
-            points.append((start[node], plan.across[node] + port))
+            points.append((start[node], port))
             ways.append(_way(points, flat))
     corners = [
         (start[i] + pills[i], plan.across[i] - (box.height if flat else box.width) / 2)
         for i, box in enumerate(boxes)
     ]
-    length, breadth = at - _BETWEEN, max(a + b / 2 for a, b in zip(plan.across, breadths, strict=True))
+    breadth = max(a + b / 2 for a, b in zip(plan.across, breadths, strict=True))
     breadth = max([breadth, *(x for route in plan.routes for x in route)])
     if flat:
-        return length, breadth, corners, ways
-    return breadth, length, [(x, y) for y, x in corners], ways
+        return at, breadth, corners, ways
+    return breadth, at, [(x, y) for y, x in corners], ways
 
 
-def _ports(box: _Box, origins: list[float], flat: bool) -> list[float]:
-    """Return where edges from these coordinates meet a node, from its middle."""
+def _ports(box: _Box, origins: list[float], middle: float, flat: bool) -> list[float]:
+    """Return where edges from these coordinates meet a node; one from its middle meets that."""
     room = (_PILL if flat else box.pill_width) - 8
     apart = min(7.0, room / max(1, len(origins) - 1))
     order = sorted(range(len(origins)), key=origins.__getitem__)
-    return [(order.index(i) - (len(origins) - 1) / 2) * apart for i in range(len(origins))]
+    straight = [k for k, i in enumerate(order) if abs(origins[i] - middle) < 0.5]
+    first = straight[0] if straight and len(origins) <= 3 else (len(origins) - 1) / 2
+    return [middle + (order.index(i) - first) * apart for i in range(len(origins))]
 
 
 def _way(points: list[tuple[float, float]], flat: bool) -> str:
@@ -443,7 +451,7 @@ def _way(points: list[tuple[float, float]], flat: bool) -> str:
         return f"{_n(along)} {_n(across)}" if flat else f"{_n(across)} {_n(along)}"
 
     path = [f"M{at(*points[0])}"]
-    for i, ((x, y), (to_x, to_y)) in enumerate(zip(points, points[1:], strict=False)):
+    for i, ((x, y), (to_x, to_y)) in enumerate(pairwise(points)):
         if i % 2 or abs(y - to_y) < 0.5:
             path.append(f"L{at(to_x, to_y)}")
         else:
@@ -478,10 +486,10 @@ def _node_svg(
     blank = {name for name in ("data", "grad") if getattr(node, name) is None}
     fresh = dict(_numbers(node))
     for k, (left, right, sort) in enumerate(box.lines):
-        base = _n(y + 6 + k * _LINE + 12)
+        base = _n(y + box.top + k * _LINE + 12)
         if left:
             parts.append(f'<text class="{"label" if sort in ("data", "grad") else sort}" '
-                         f'x="{_n(x + _PAD)}" y="{base}">{_text(left)}</text>')  # fmt: skip
+                         f'x="{_n(x + box.left)}" y="{base}">{_text(left)}</text>')  # fmt: skip
         if right and sort not in blank:
             right = fresh.get(left, right)
             parts.append(f'<text class="{"shape" if sort == "name" else sort} end" '
@@ -527,6 +535,133 @@ def _description_of(graph: Graph) -> str:
     return " ".join(sentences)
 
 
+# Attention.
+
+_CELL, _HEAD = 34.0, 46.0  # a cell; the room for the tokens beside and above a table
+_FAINT, _STRONG = 0.58, 0.81  # shades between which a number is dark in both surroundings
+
+
+def draw_attention(
+    run: Run, text: str, layer: int | None = None, head: int | None = None
+) -> Picture:
+    """Return the attention of a run's model to a text: a table for each layer and head.
+
+    Row by row a token attends to itself and to those before it: the numbers are the weights, which
+    add up to 1 in each row, and later tokens are hatched. BOS begins the text.
+    layer, head: the only layer or head to draw, counted from 0; None: all.
+
+    Raises ValueError if the text has a character that the model does not know or is too long for
+    it, if there is no such layer or head, if the tables would be very large, or if the model, of a
+    class of one's own, puts no attention weights into its trace.
+    """
+    config = run.model.config
+    layers = _chosen(layer, config.n_layer, "layer")
+    heads = _chosen(head, config.n_head, "head")
+    ids = run.tokenizer.encode(text)[:-1]
+    n = len(ids)
+    if n > config.block_size:
+        raise ValueError(f"the text has {n - 1} characters, block_size is {config.block_size}")
+    cells = n * n * len(layers) * len(heads)
+    if cells > _CELLS:
+        raise ValueError(
+            f"the tables would have {cells:,} cells, more than {_CELLS:,}: choose a layer and a head"
+        )
+    trace: dict[str, Matrix] = {}
+    with no_grad():
+        run.model.forward(ids, trace=trace)
+    tokens = ["BOS", *map(_token, text)]
+    tables = []
+    for i in layers:
+        weights = trace.get(f"layer{i}.attn_weights")
+        if weights is None or weights.shape != (config.n_head * n, n):
+            raise ValueError(f"the trace of a {type(run.model).__name__} has no attention weights")
+        rows = weights.tolist()
+        tables += [(f"layer {i}, head {h}", rows[h * n : (h + 1) * n]) for h in heads]
+    return Picture(_attention_svg(text, tokens, tables, len(heads)))
+
+
+def _chosen(number: int | None, n: int, what: str) -> list[int]:
+    if number is None:
+        return list(range(n))
+    if checks.integer(number, what, 0) >= n:
+        raise ValueError(f"{what} must be below {n}, not {number}")
+    return [number]
+
+
+def _token(char: str) -> str:
+    """Return a character as a label shows it."""
+    return {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(char, _visible(char))
+
+
+Table = tuple[str, list[list[float]]]  # its heading; the weights, a row for each token
+
+
+def _attention_svg(text: str, tokens: Sequence[str], tables: Sequence[Table], columns: int) -> str:
+    side = _HEAD + len(tokens) * _CELL
+    columns = min(columns, max(1, int((_WIDEST + 24) // (side + 24))))
+    body, words = [], []
+    for k, (heading, rows) in enumerate(tables):
+        x, y = (k % columns) * (side + 24), (k // columns) * (side + 44)
+        body.append(f'<g transform="translate({_n(x)} {_n(y)})">'
+                    f"{_table(heading, tokens, rows)}</g>")  # fmt: skip
+        spoken = [
+            f"{token}: " + ", ".join(f"{seen} {weight:.2f}" for seen, weight in
+                                     zip(tokens, row[: t + 1], strict=False))
+            for t, (token, row) in enumerate(zip(tokens, rows, strict=True))
+        ]  # fmt: skip
+        words.append(f"{heading[0].upper()}{heading[1:]}. {'; '.join(spoken)}.")
+    width = min(len(tables), columns) * (side + 24) - 24
+    height = -(-len(tables) // columns) * (side + 44) - 20
+    body.append(f'<text class="note" x="0" y="{_n(height + 8)}">{_LEGEND}</text>')
+    title = f"Attention to {_shortened(text)}" if text else "Attention to an empty text"
+    intro = "Each row gives the weights of a token and of those before it; later ones are masked."
+    return _svg(max(width, 480), height + 10, title, f"{intro} {' '.join(words)}", body)
+
+
+_LEGEND = (
+    "row: the token that looks · column: the token it looks at · each row adds up to 1 · "
+    "hatched: later tokens, masked"
+)
+
+
+def _table(heading: str, tokens: Sequence[str], rows: Sequence[Sequence[float]]) -> str:
+    n = len(tokens)
+    parts = [f'<text class="name" x="{_n(_HEAD)}" y="12">{_text(heading)}</text>']
+    for t, token in enumerate(tokens):
+        middle = _n(_HEAD + (t + 0.5) * _CELL)
+        parts.append(f'<text class="token middle" x="{middle}" y="36">{_text(token)}</text>')
+        base = _n(_HEAD + (t + 0.5) * _CELL + 4)
+        parts.append(f'<text class="token end" x="{_n(_HEAD - 8)}" y="{base}">{_text(token)}</text>')
+    hatch = []
+    for t, row in enumerate(rows):
+        top = _HEAD + t * _CELL
+        for s, weight in enumerate(row):
+            left = _HEAD + s * _CELL
+            if s > t:
+                for k in (0.25, 0.5, 0.75, 1.0):
+                    a, b = k * _CELL, _CELL - k * _CELL
+                    hatch.append(f"M{_n(left)} {_n(top + a)}l{_n(a)} {_n(-a)}")
+                    hatch.append(f"M{_n(left + a)} {_n(top + _CELL)}l{_n(b)} {_n(-b)}")
+                continue
+            shade = min(1.0, max(0.0, weight)) if weight == weight else 0.0
+            parts.append(f'<rect class="shade" x="{_n(left)}" y="{_n(top)}" width="{_n(_CELL)}" '
+                         f'height="{_n(_CELL)}" fill-opacity="{shade:.2f}"/>')  # fmt: skip
+            sort = "faint" if shade < _FAINT else "strong" if shade > _STRONG else "medium"
+            parts.append(f'<text class="cell {sort}" x="{_n(left + _CELL / 2)}" '
+                         f'y="{_n(top + _CELL / 2 + 4)}">{_weight(weight)}</text>')  # fmt: skip
+    lines = "".join(
+        f"M{_n(_HEAD)} {_n(_HEAD + i * _CELL)}h{_n(n * _CELL)}"
+        f"M{_n(_HEAD + i * _CELL)} {_n(_HEAD)}v{_n(n * _CELL)}" for i in range(n + 1)
+    )  # fmt: skip
+    parts.append(f'<path class="mask" d="{"".join(hatch)}"/><path class="grid" d="{lines}"/>')
+    return "".join(parts)
+
+
+def _weight(weight: float) -> str:
+    """Return a weight as a cell shows it: two digits, without the 0 before them."""
+    return f"{weight:.2f}".removeprefix("0")
+
+
 # Text and colours.
 
 
@@ -562,6 +697,8 @@ text{{font:12px {_SANS}}}
 .op,.cell,.middle{{text-anchor:middle}}
 .op{{font-weight:600}}
 .label,.more,.note{{font-size:11px}}
+.cell{{font-size:11.5px}}
+.mask{{stroke-width:.6}}
 .edge,.cut{{fill:none;stroke-width:1.4}}
 .cut{{stroke-dasharray:2 3}}
 .result .box{{stroke-width:2}}
@@ -570,10 +707,12 @@ text{{font:12px {_SANS}}}
 _LIGHT = {
     "paper": "#fdfdfb", "ink": "#1b1b1b", "soft": "#62625e", "line": "#a3a39d", "box": "#ffffff",
     "block": "#eef2f8", "accent": "#2b5797", "on": "#ffffff", "grad": "#9a3d00",
+    "faint": "#000", "strong": "#fff",
 }  # fmt: skip
 _DARK = {
     "paper": "#14161a", "ink": "#e6e6e3", "soft": "#a2a29d", "line": "#6b6e75", "box": "#1d2026",
     "block": "#232b38", "accent": "#93bdf2", "on": "#14161a", "grad": "#ffb37a",
+    "faint": "#fff", "strong": "#000",
 }  # fmt: skip
 
 
@@ -588,9 +727,11 @@ text{{fill:{c["ink"]}}}
 .block .box,.block .sheet{{fill:{c["block"]}}}
 .result .box{{stroke:{c["ink"]}}}
 .pill,.shade{{fill:{c["accent"]}}}
-.op,.strong{{fill:{c["on"]}}}
-.grid{{fill:none;stroke:{c["line"]}}}
-.mask{{fill:none;stroke:{c["line"]}}}
+.op{{fill:{c["on"]}}}
+.faint{{fill:{c["faint"]}}}
+.medium{{fill:#000}}
+.strong{{fill:{c["strong"]}}}
+.grid,.mask{{fill:none;stroke:{c["line"]}}}
 """
 
 

@@ -96,6 +96,7 @@ class Run:
         returned; a saved run is resumed from it.
     sha256: checksum of the documents as they were given.
     losses: the loss of each step, before its update.
+    val_losses: step -> the validation loss after it, where `steps` measured it.
     tokens, seconds: how many positions the run has learned from, and how long that took.
 
     The parts of a run cannot be replaced: setting another model, say, raises AttributeError.
@@ -111,6 +112,7 @@ class Run:
     dataset: str = ""
     sha256: str = ""
     losses: list[float] = field(default_factory=list)
+    val_losses: dict[int, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
 
@@ -322,7 +324,7 @@ def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
                 "seconds": run.seconds,
             }
             if run.validation and (step == config.steps or eval_every and step % eval_every == 0):
-                metrics["val_loss"] = run.val_loss()
+                metrics["val_loss"] = run.val_losses[step] = run.val_loss()
             yield metrics
             raise_pending()
 
