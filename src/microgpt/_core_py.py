@@ -811,9 +811,7 @@ class _BlockLabel(str):
     """
 
     def of(self, op, inputs, needed, result=None):
-        counts = [
-            (matrix._changes, "was computed from") for matrix in needed if isinstance(matrix, Matrix)
-        ]
+        counts = [(x._changes, "was computed from") for x in needed if isinstance(x, Matrix)]
         if op in ("softmax", "attention_weights", "exp", "tanh"):  # whose backward reads the result
             counts.append((result._changes, "gave"))
         self._op, self._inputs, self.shape = op, tuple(inputs), result and result.shape

@@ -171,7 +171,7 @@ def _coordinates(
 ) -> list[float]:
     """Return the mean of the middle two of four layouts, each aligned to one side and one end.
 
-    A leaf beside inner nodes does not bend the lines on which they stand: it comes close afterwards.
+    A leaf beside inner nodes does not bend the lines on which these stand: it is moved near later.
     """
     beside = {
         node: parents[node][0] for node in range(n)

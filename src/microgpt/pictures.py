@@ -102,7 +102,7 @@ def draw(value: Value | Matrix, names: Names | None = None, most: int = MOST) ->
     >>> L = a * b + a
     >>> L.backward()
     >>> draw(L, names={a: "a", b: "b", L: "L"})
-    Picture(432 x 160, Graph of L: 4 nodes)
+    Picture(345 x 166, Graph of L: 4 nodes)
     """
     return Picture(graph_svg(graph_of(value, names, most)))
 
@@ -127,9 +127,8 @@ def to_dot(value: Value | Matrix, names: Names | None = None, most: int = MOST) 
         words = [_heading(node), *(f"{name} {number}" for name, number in _numbers(node))]
         if node.folded:
             words.append(_folded(node))
-        label = "|".join(re.sub(r'([\\{}|<>" ])', r"\\\1", _visible(text)) for text in words if text)
-        label = label.replace("\\ ", " ")
-        lines.append(f'  n{i} [label="{{{label}}}"]')
+        words = [re.sub(r'[\\{}|<>"]', r"\\\g<0>", _visible(word)) for word in words if word]
+        lines.append(f'  n{i} [label="{{{"|".join(words)}}}"]')
     lines += [f"  n{j} -> n{i}" for i, node in enumerate(graph.nodes) for j in node.inputs]
     return "\n".join([*lines, "}"])
 
@@ -292,7 +291,7 @@ def _folded_below(
 # The picture of a graph.
 
 _LINE, _PAD, _PILL, _GAP = 16.0, 9.0, 20.0, 14.0
-_BETWEEN = 42.0  # two ranks
+_BETWEEN = {True: 42.0, False: 34.0}  # two ranks, from left to right and from top to bottom
 _WIDEST = 1000.0  # a picture from left to right; a wider one goes from top to bottom
 
 
@@ -411,7 +410,9 @@ def _placed(inputs: Sequence[Sequence[int]], boxes: Sequence[_Box], flat: bool) 
     for rank in range(len(plan.ranks) - 1, -1, -1):
         length = max(lengths[node] for node in plan.ranks[rank])
         ends[rank] = at, at + length
-        at += length + (min(2.5 * _BETWEEN, max(_BETWEEN, farthest[rank - 1] / 8)) if rank else 0)
+        at += length
+        if rank:  # a long way across needs room to be told from others
+            at += min(100.0, max(_BETWEEN[flat], farthest[rank - 1] / 8))
     start = [ends[rank_of[node]][1] - lengths[node] for node in range(len(boxes))]
     routes, ways = iter(plan.routes), []
     for node, below in enumerate(inputs):
@@ -474,14 +475,17 @@ def _node_svg(
         sort = "block leaf"
     parts = [f'<g class="node {sort}{" result" * (i == 0)}" data-node="{i}">']
     digits = repr if node.shape is None else "{:.4g}".format
-    known = [f"{n} {digits(v)}" for n, v in (("data", node.data), ("grad", node.grad)) if v is not None]
-    parts.append(f"<title>{_text(', '.join(filter(None, [_heading(node), *known])))}</title>")
+    both = (("data", node.data), ("grad", node.grad))
+    words = [_heading(node), *(f"{name} {digits(x)}" for name, x in both if x is not None)]
+    parts.append(f"<title>{_text(', '.join(filter(None, words)))}</title>")
     if node.shape:
         parts.append(_rect(x + 3, y + 3, w, h, "sheet"))
     parts.append(_rect(x, y, w, h, "box"))
     if node.folded:
-        end = x - box.pill_width + 7 if flat else y - _PILL + 7
-        way = f"M{_n(end - 14)} {_n(y + h / 2)}h14" if flat else f"M{_n(x + w / 2)} {_n(end - 14)}v14"
+        if flat:
+            way = f"M{_n(x - box.pill_width - 7)} {_n(y + h / 2)}h14"
+        else:
+            way = f"M{_n(x + w / 2)} {_n(y - _PILL - 7)}v14"
         parts.append(f'<path class="cut" d="{way}"/>')
     blank = {name for name in ("data", "grad") if getattr(node, name) is None}
     fresh = dict(_numbers(node))
@@ -529,7 +533,7 @@ def _description_of(graph: Graph) -> str:
         if node.inputs:
             words.append(f"of {' and '.join(map(known_as, node.inputs))}")
         if node.folded:
-            words.append(f"{'and' if node.inputs else 'of'} {node.folded:,} nodes that are not drawn")
+            words.append(f"{'and' if node.inputs else 'of'} what {node.folded:,} hidden nodes give")
         numbers = ", ".join(f"{name} {number}" for name, number in _numbers(node))
         sentences.append(f"{' '.join(words)}{': ' if numbers else ''}{numbers}.")
     return " ".join(sentences)
@@ -564,7 +568,7 @@ def draw_attention(
     cells = n * n * len(layers) * len(heads)
     if cells > _CELLS:
         raise ValueError(
-            f"the tables would have {cells:,} cells, more than {_CELLS:,}: choose a layer and a head"
+            f"the tables would have {cells:,} cells, more than {_CELLS:,}: choose a layer or a head"
         )
     trace: dict[str, Matrix] = {}
     with no_grad():
@@ -629,9 +633,9 @@ def _table(heading: str, tokens: Sequence[str], rows: Sequence[Sequence[float]])
     parts = [f'<text class="name" x="{_n(_HEAD)}" y="12">{_text(heading)}</text>']
     for t, token in enumerate(tokens):
         middle = _n(_HEAD + (t + 0.5) * _CELL)
-        parts.append(f'<text class="token middle" x="{middle}" y="36">{_text(token)}</text>')
+        parts.append(f'<text class="middle" x="{middle}" y="36">{_text(token)}</text>')
         base = _n(_HEAD + (t + 0.5) * _CELL + 4)
-        parts.append(f'<text class="token end" x="{_n(_HEAD - 8)}" y="{base}">{_text(token)}</text>')
+        parts.append(f'<text class="end" x="{_n(_HEAD - 8)}" y="{base}">{_text(token)}</text>')
     hatch = []
     for t, row in enumerate(rows):
         top = _HEAD + t * _CELL
@@ -671,7 +675,8 @@ def _text(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """Return text with what shows nothing as an escape, but for the joiners that letters need."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else ascii(c)[1:-1] for c in text)
 
 
 def _text_width(text: str, sort: str) -> float:
@@ -757,7 +762,8 @@ def _svg(width: float, height: float, title: str, description: str, body: Iterab
         f'<svg xmlns="http://www.w3.org/2000/svg" id="{name}" width="{w}" height="{h}" '
         f'viewBox="0 0 {w} {h}" role="img" aria-labelledby="{name}-t {name}-d" '
         f'style="max-width:100%;height:auto">'
-        f'<title id="{name}-t">{_text(title)}</title><desc id="{name}-d">{_text(description)}</desc>'
+        f'<title id="{name}-t">{_text(title)}</title>'
+        f'<desc id="{name}-d">{_text(description)}</desc>'
         f"<style>{_scoped(_STYLE, name)}{_scoped(_colours(_LIGHT), name)}{dark}</style>"
         f'<rect class="paper" width="{w}" height="{h}" rx="6"/>'
         f'<g transform="translate({_n(margin)} {_n(margin)})">{inside}</g></svg>'

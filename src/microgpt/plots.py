@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
+from itertools import accumulate
 
 from . import _checks as checks
 from .evaluate import bigram_loss, uniform_loss
@@ -25,10 +27,10 @@ def plot_losses(
 ) -> Figure:
     """Return a Matplotlib Figure of the losses of one or several runs.
 
-    Of each run the loss of each step is a faint line and the mean of the last `smooth` steps a
-    strong one; validation losses are circles. Horizontal lines are the baselines: a uniform guess
-    and, of runs that have their documents, the bigram table, measured on the validation documents,
-    if there are any, else on those of the training.
+    Of each run the loss of each step is a faint line, of which outliers can be cut off, and the
+    mean of the last `smooth` steps a strong one; validation losses are circles. Horizontal lines
+    are the baselines: a uniform guess and, of runs that have their documents, the bigram table,
+    measured on the validation documents, if there are any, else on those of the training.
     runs: a Run, several, or name -> Run; without names they are numbered.
     smooth: steps; None: 100, as in progress lines, or a tenth of the longest run, if that is less.
 
@@ -50,30 +52,47 @@ def plot_losses(
         ) from None
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    axes = figure.add_subplot(ylabel="loss")
     alone = len(named) == 1
+    levels: list[float] = []  # what the picture is to show whole
     for i, (name, run) in enumerate(named.items()):
-        colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
-        steps = range(1, len(run.losses) + 1)
-        dot = "." if len(steps) == 1 else ""
-        axes.plot(steps, run.losses, color=colour, alpha=0.2, linewidth=0.6, rasterized=True)
-        axes.plot(steps, _smoothed(run.losses, smooth), color=colour, linestyle=style, marker=dot,
-                  label=f"training, mean of {smooth}" if alone else name)  # fmt: skip
+        colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]
+        steps, smoothed = range(1, len(run.losses) + 1), _smoothed(run.losses, smooth)
+        axes.plot(steps, run.losses, color=colour, alpha=max(0.03, 0.25 / len(named)),
+                  linewidth=0.6, zorder=1, rasterized=True)  # fmt: skip
+        axes.plot(steps, smoothed, color=colour, linestyle=style, marker="." * (len(steps) == 1),
+                  label=f"training, mean of {smooth} steps" if alone else _label(name))  # fmt: skip
         if run.val_losses:
             measured = sorted(run.val_losses.items())
-            axes.plot(*zip(*measured, strict=True), color=colour, linestyle="none", marker="o",
-                      markerfacecolor="white", label="validation" if alone else None)  # fmt: skip
-    if not alone:
-        marks = ", circles: validation" if any(run.val_losses for run in named.values()) else ""
-        axes.set_title(f"lines: mean of {smooth} steps{marks}", loc="left", fontsize="small")
+            axes.plot(*zip(*measured, strict=True), color=colour, linestyle=style, linewidth=0.6,
+                      marker="o", markersize=4.5, markerfacecolor="white",
+                      label="validation" if alone else None)  # fmt: skip
+        raw = sorted(run.losses)
+        levels += [raw[len(raw) // 50], raw[-1 - len(raw) // 50]] if alone else []
+        levels += [*smoothed, *run.val_losses.values()]
+    measured_any = any(run.val_losses for run in named.values())
+    marks = f" (lines: mean of {smooth} steps{'; circles: validation' * measured_any})"
+    axes.set_xlabel("step" if alone else f"step{marks}")
     for text, level in _baselines(named):
-        axes.axhline(level, color="0.35", linestyle=(0, (1, 2)), linewidth=1)
-        axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 2),
-                      textcoords="offset points", ha="right", fontsize="small", color="0.35")  # fmt: skip
-    axes.legend(frameon=False, loc="lower left" if alone else "best")
+        axes.axhline(level, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
+        axes.annotate(text, (1, level), (-4, 2), ("axes fraction", "data"), "offset points",
+                      ha="right", fontsize="small", color="0.3")  # fmt: skip
+        levels.append(level)
+    levels = [level for level in levels if math.isfinite(level)]
+    margin = 0.06 * (max(levels) - min(levels)) or 1.0
+    axes.set_ylim(min(levels) - margin, max(levels) + margin)
+    longest_name = max(map(len, named))
+    figure.legend(loc="outside upper left", ncols=max(1, min(5, 90 // (longest_name + 8))),
+                  frameon=False)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # notebooks show it
     return figure
+
+
+def _label(name: str) -> str:
+    """Return a name as a legend shows it: whole if it is short, and never as a formula."""
+    name = name if len(name) <= 40 else f"…{name[-39:]}"
+    return name.replace("$", r"\$").lstrip("_")  # Matplotlib hides what begins with _
 
 
 def _png(figure: Figure) -> bytes:
@@ -115,10 +134,5 @@ def _baselines(named: Mapping[str, Run]) -> list[tuple[str, float]]:
 
 def _smoothed(losses: Sequence[float], width: int) -> list[float]:
     """Return for each step the mean of the last losses, of so many at most."""
-    means, total = [], 0.0
-    for i, loss in enumerate(losses):
-        total += loss
-        if i >= width:
-            total -= losses[i - width]
-        means.append(total / min(i + 1, width))
-    return means
+    sums = list(accumulate(losses, initial=0.0))
+    return [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]
