@@ -142,23 +142,3 @@ def test_the_moons_say_how_they_are_called_before_they_train(
         runpy.run_path(str(EXAMPLES / "two_moons.py"), run_name="__main__")
     out, err = capsys.readouterr()
     assert exit.value.code == code and words in out + err and "num params" not in out
-
-
-@pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
-@pytest.mark.parametrize("val_loss", [{}, {"val_loss": 2.0}])
-def test_a_log_is_drawn(val_loss, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    log, picture = tmp_path / "losses.jsonl", tmp_path / "loss.png"
-    lines = [{"step": step, "loss": 3 / step, "seconds": 1.5, **val_loss} for step in (1, 2, 3)]
-    log.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(sys, "argv", ["plot_log.py", str(log), str(picture)])
-    runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--help", "loss.png"]])
-def test_a_missing_argument_shows_how_to_call_an_example(arguments, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(sys, "argv", ["plot_log.py", *arguments])
-    with pytest.raises(SystemExit, match="python examples/plot_log.py losses.jsonl loss.png"):
-        runpy.run_path(str(EXAMPLES / "plot_log.py"), run_name="__main__")

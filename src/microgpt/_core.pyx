@@ -743,6 +743,18 @@ cdef class Matrix:
             node = child_at(self.node, i)
         return tuple(inputs)
 
+    def _places(self, values):
+        """Return index -> (row, column) of those of these Values that are entries of this block."""
+        cdef Py_ssize_t i, cols = cols_in(self)
+        cdef Node* node
+        cdef Value value
+        places = {}
+        for i, value in enumerate(values):
+            node = value.node
+            if node.kind == ELEMENT and node.left is self.node:
+                places[i] = divmod(<Py_ssize_t><uintptr_t>node.right, cols)
+        return places
+
     def _rms(self):
         """Return the root mean squares of the numbers and of the gradients."""
         numbers_are_read()

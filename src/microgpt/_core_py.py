@@ -323,6 +323,14 @@ class Matrix:
         """The Matrices, numbers or Values that this block was computed from, for pictures."""
         return () if self._label is None else self._label._inputs
 
+    def _places(self, values):
+        """Return index -> (row, column) of those of these Values that are entries of this block."""
+        index = {id(value): i for i, value in enumerate(values)}
+        return {
+            index[id(value)]: (i, j)
+            for i, row in enumerate(self._rows) for j, value in enumerate(row) if id(value) in index
+        }  # fmt: skip
+
     def _rms(self):
         """Return the root mean squares of the numbers and of the gradients."""
         entries = [value for row in self._rows for value in row]
@@ -860,7 +868,8 @@ def _elementwise(op, name, a, b):
         for row in zip(_spread(a, rows, cols), _spread(b, rows, cols), strict=True)
     ]
     reads_numbers = name in "*/" and isinstance(b, Matrix)  # the others pass gradients on without
-    return _matrix(result, name, (a, b), matrices if reads_numbers else ())
+    inputs = [x if isinstance(x, Matrix) else float(x) for x in (a, b)]
+    return _matrix(result, name, inputs, matrices if reads_numbers else ())
 
 
 def _spread(x, rows, cols):

@@ -429,16 +429,16 @@ def _plot(options: Namespace) -> int:
         if kind not in ("png", "svg", "pdf"):
             raise ValueError(f"--out must end with .png, .svg or .pdf, not {printable(out)}")
         try_writing(out)
-        if any(os.path.exists(out) and os.path.samefile(out, path) for path in options.models):
-            raise ValueError(f"--out {printable(out)} would overwrite a model")
         runs = {path: load(path) for path in options.models}
+        if os.path.exists(out) and any(os.path.samefile(out, path) for path in runs):
+            raise ValueError(f"--out {printable(out)} would overwrite a model")
         for path, run in runs.items():
             try:
                 runs[path] = _with_documents(run, path, options.data)
             except (OSError, ValueError) as error:
                 if options.data is not None:
                     raise
-                _say(f"{reason(error)}: without the data there is no line of the bigram table")
+                _say(f"no line of the bigram table: {reason(error)}")
     stems = Counter(Path(path).stem for path in runs)
     names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
     with _user_input():

@@ -220,9 +220,11 @@ def _walk(root: Any) -> tuple[list[Any], list[list[int]], dict[int, Any]]:
 
     enter(root, _is_block(root))
     for thing in things:  # which grows meanwhile
-        below = () if isinstance(thing, float) else thing._inputs
-        by_entry = not _is_block(thing) and thing._op != "mean"
-        inputs.append([enter(x, _is_block(x) and not by_entry) for x in below])
+        if isinstance(thing, float):
+            inputs.append([])
+        else:
+            whole = _is_block(thing) or thing._op == "mean"
+            inputs.append([enter(x, whole and _is_block(x)) for x in thing._inputs])
     return things, inputs, matrices
 
 
@@ -230,22 +232,18 @@ def _entries(
     things: list[Any], inputs: list[list[int]], matrices: dict[int, Any]
 ) -> dict[int, tuple[int, tuple[int, int]]]:
     """Return Value -> block, row and column, and link those that are entries of leaf blocks."""
-    suspects = {
-        id(thing): i for i, thing in enumerate(things)
+    suspects = [
+        i for i, thing in enumerate(things)
         if not (_is_block(thing) or isinstance(thing, float))
         and (not inputs[i] or thing._op != "mean" and _is_block(things[inputs[i][0]]))
-    }  # fmt: skip
+    ]  # fmt: skip
     found: dict[int, tuple[int, tuple[int, int]]] = {}
     for block, matrix in matrices.items():
-        if len(found) == len(suspects):
-            break
-        if matrix._op.startswith("["):
-            continue  # the entries of a view are those of its owner
-        for i, row in enumerate(matrix):
-            for j, value in enumerate(row):
-                if id(value) in suspects and things[suspects[id(value)]] is value:
-                    found[suspects[id(value)]] = block, (i, j)
-                    inputs[suspects[id(value)]] = [block]
+        if not matrix._op.startswith("["):  # the entries of a view are those of its owner
+            for k, place in matrix._places([things[i] for i in suspects]).items():
+                found[suspects[k]] = block, place
+    for value, (block, _) in found.items():
+        inputs[value] = [block]
     return found
 
 
@@ -474,9 +472,9 @@ def _node_svg(
     if node.shape and not node.op:
         sort = "block leaf"
     parts = [f'<g class="node {sort}{" result" * (i == 0)}" data-node="{i}">']
-    digits = repr if node.shape is None else "{:.4g}".format
+    digits = "{:.8g}" if node.shape is None else "{:.4g}"  # in which both cores agree
     both = (("data", node.data), ("grad", node.grad))
-    words = [_heading(node), *(f"{name} {digits(x)}" for name, x in both if x is not None)]
+    words = [_heading(node), *(f"{name} {digits.format(x)}" for name, x in both if x is not None)]
     parts.append(f"<title>{_text(', '.join(filter(None, words)))}</title>")
     if node.shape:
         parts.append(_rect(x + 3, y + 3, w, h, "sheet"))

@@ -92,7 +92,7 @@ def plot_losses(
 def _label(name: str) -> str:
     """Return a name as a legend shows it: whole if it is short, and never as a formula."""
     name = name if len(name) <= 40 else f"…{name[-39:]}"
-    return name.replace("$", r"\$").lstrip("_")  # Matplotlib hides what begins with _
+    return name.replace("$", r"\$").lstrip("_") or "-"  # Matplotlib hides what begins with _
 
 
 def _png(figure: Figure) -> bytes:
@@ -103,7 +103,7 @@ def _png(figure: Figure) -> bytes:
 
 def _named(runs: Run | Iterable[Run] | Mapping[str, Run]) -> dict[str, Run]:
     """Return name -> Run, in order."""
-    if isinstance(runs, Run):
+    if isinstance(runs, Run) or not isinstance(runs, Iterable):
         runs = [runs]
     if not isinstance(runs, Mapping):
         runs = {f"run {i}": run for i, run in enumerate(runs, start=1)}
