@@ -75,7 +75,7 @@ def _metadata(run: Run) -> dict[str, str]:
         "rng": run.rng.getstate(),
         "tokens": checks.integer(run.tokens, "tokens", 0),
         "seconds": checks.real(run.seconds, "seconds"),
-        "val_losses": [*_val_losses(run.val_losses.items()).items()],
+        "val_losses": [*_val_losses([[*pair] for pair in run.val_losses.items()]).items()],
     }
     model = run.model
     first = {id(matrix): name for name, matrix in model.named_parameters().items()}
@@ -336,13 +336,12 @@ def _state(text: str) -> dict[str, Any]:
 
 
 def _val_losses(pairs: Any) -> dict[int, float]:
-    try:
-        return {
-            checks.integer(step, "a step", 1, _MANY): checks.real(loss, "a validation loss")
-            for step, loss in pairs
-        }
-    except TypeError:
-        raise ValueError("val_losses is not a list of steps and losses") from None
+    if not (isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
+        raise ValueError("val_losses is not a list of steps with their losses")
+    return {
+        checks.integer(step, "the step of a validation loss", 1, _MANY):
+        checks.real(loss, "a validation loss") for step, loss in pairs
+    }  # fmt: skip
 
 
 def _generator(state: Any) -> Random:
