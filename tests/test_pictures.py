@@ -347,6 +347,7 @@ def test_every_text_stands_out_from_what_is_behind_it(scheme):
     for behind in ("paper", "box", "block"):
         for text in ("ink", "soft", "grad"):
             assert contrast(c[text], c[behind]) >= 4.5, (text, behind)
+    assert contrast(c["line"], c["paper"]) >= 3
     assert contrast(c["on"], c["accent"]) >= 4.5
     for hundredths in range(101):
         shade = hundredths / 100

@@ -108,7 +108,9 @@ def draw(value: Value | Matrix, names: Names | None = None, most: int = MOST) ->
 
 
 def to_dot(value: Value | Matrix, names: Names | None = None, most: int = MOST) -> str:
-    """Return the graph that `draw` draws in the language of graphviz.
+    """Return the graph that `draw` draws as text in the language of graphviz.
+
+    Arguments and errors are those of draw.
 
     >>> a = Value(2)
     >>> print(to_dot(a * a, names={a: "a"}))
@@ -187,13 +189,15 @@ def _is_node(x: Any) -> bool:
 def _names_by_node(names: Names) -> dict[int, list[str]]:
     """Return id of a node -> its names."""
     if not isinstance(names, Mapping):
-        raise TypeError(f"names must be a dict of a Value to its name, not {names!r}")
+        kind = type(names).__name__
+        raise TypeError(f"names must be a dict of a Value to its name, not a {kind}")
     found: dict[int, list[str]] = {}
     for node, name in names.items():
         if isinstance(node, str):
             node, name = name, node
         if not (_is_node(node) and isinstance(name, str)):
-            raise TypeError(f"names must be a dict of a Value to its name; {name!r} is not one")
+            kinds = f"{type(node).__name__} and {type(name).__name__}"
+            raise TypeError(f"names must be a dict of a Value to its name, not of {kinds}")
         found.setdefault(id(getattr(node, "_block", node)), []).append(name)
     return found
 
@@ -334,7 +338,7 @@ def graph_svg(
             boxes, flat, (width, height, places, ways) = upright, False, placed
     body = [f'<path class="edge" d="{way}"/>' for way in ways]
     for i, (node, box) in enumerate(zip(now, boxes, strict=True)):
-        body.append(_node_svg(i, node, graph.nodes[i], box, places[i], flat))
+        body.append(_node_svg(i, node, box, places[i], flat))
     return _svg(width, height, _title_of(graph), _description_of(replace(graph, nodes=now)), body)
 
 
@@ -464,14 +468,10 @@ def _n(x: float) -> str:
     return f"{x:.1f}".removesuffix(".0")
 
 
-def _node_svg(
-    i: int, node: Node, full: Node, box: _Box, place: tuple[float, float], flat: bool
-) -> str:
+def _node_svg(i: int, node: Node, box: _Box, place: tuple[float, float], flat: bool) -> str:
     (x, y), w, h = place, box.width, box.height
-    sort = "leaf" if not node.op else "block" if node.shape else "inner"
-    if node.shape and not node.op:
-        sort = "block leaf"
-    parts = [f'<g class="node {sort}{" result" * (i == 0)}" data-node="{i}">']
+    kind = " block" * (node.shape is not None) + " result" * (i == 0)
+    parts = [f'<g class="node{kind}" data-node="{i}">']
     digits = "{:.8g}" if node.shape is None else "{:.4g}"  # in which both cores agree
     both = (("data", node.data), ("grad", node.grad))
     words = [_heading(node), *(f"{name} {digits.format(x)}" for name, x in both if x is not None)]
@@ -485,15 +485,14 @@ def _node_svg(
         else:
             way = f"M{_n(x + w / 2)} {_n(y - _PILL - 7)}v14"
         parts.append(f'<path class="cut" d="{way}"/>')
-    blank = {name for name in ("data", "grad") if getattr(node, name) is None}
-    fresh = dict(_numbers(node))
+    numbers = dict(_numbers(node))  # now; those of the box gave it its size
     for k, (left, right, sort) in enumerate(box.lines):
         base = _n(y + box.top + k * _LINE + 12)
         if left:
             parts.append(f'<text class="{"label" if sort in ("data", "grad") else sort}" '
                          f'x="{_n(x + box.left)}" y="{base}">{_text(left)}</text>')  # fmt: skip
-        if right and sort not in blank:
-            right = fresh.get(left, right)
+        right = numbers.get(left, "") if sort in ("data", "grad") else right
+        if right:
             parts.append(f'<text class="{"shape" if sort == "name" else sort} end" '
                          f'x="{_n(x + w - _PAD)}" y="{base}">{_text(right)}</text>')  # fmt: skip
     if box.pill:
@@ -600,7 +599,8 @@ Table = tuple[str, list[list[float]]]  # its heading; the weights, a row for eac
 
 def _attention_svg(text: str, tokens: Sequence[str], tables: Sequence[Table], columns: int) -> str:
     side = _HEAD + len(tokens) * _CELL
-    columns = min(columns, max(1, int((_WIDEST + 24) // (side + 24))))
+    fit = max(1, int((_WIDEST + 24) // (side + 24)))
+    columns = max(c for c in range(1, columns + 1) if columns % c == 0 and c <= fit)
     body, words = [], []
     for k, (heading, rows) in enumerate(tables):
         x, y = (k % columns) * (side + 24), (k // columns) * (side + 44)
@@ -706,9 +706,9 @@ text{{font:12px {_SANS}}}
 .cut{{stroke-dasharray:2 3}}
 .result .box{{stroke-width:2}}
 """
-# Contrast of every text with what is behind it is at least 4.5 in both.
+# Contrast with what is behind it is at least 4.5 for every text in both, 3 for lines (WCAG 2.1).
 _LIGHT = {
-    "paper": "#fdfdfb", "ink": "#1b1b1b", "soft": "#62625e", "line": "#a3a39d", "box": "#ffffff",
+    "paper": "#fdfdfb", "ink": "#1b1b1b", "soft": "#62625e", "line": "#8b8b85", "box": "#ffffff",
     "block": "#eef2f8", "accent": "#2b5797", "on": "#ffffff", "grad": "#9a3d00",
     "faint": "#000", "strong": "#fff",
 }  # fmt: skip
