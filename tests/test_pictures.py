@@ -129,6 +129,13 @@ def test_a_matrix_can_be_drawn_and_a_view_of_a_view_is_one_of_the_owner(core):
     assert (view.op, view.shape, owner.name) == ("[2:4]", (2, 1), "m")
 
 
+def test_a_view_that_is_made_later_shows_the_gradients_of_its_rows(core):
+    m = core.Matrix.of([[1.0], [2.0], [3.0]])
+    core.mean(m * m).backward()
+    view = graph_of(m[1:]).nodes[0]
+    assert view.grad == pytest.approx(math.sqrt((16 + 36) / 2) / 3)
+
+
 def test_under_no_grad_there_is_one_node(core):
     with core.no_grad():
         m = core.relu(core.Matrix.of([[1.0]]) * 2)

@@ -758,14 +758,17 @@ cdef class Matrix:
     def _rms(self):
         """Return the root mean squares of the numbers and of the gradients."""
         numbers_are_read()
-        cdef Block* block = block_of(self.node)
-        cdef bint zero = block.grad is NULL or owner_of(self.node).grad_is_zero
+        cdef Block* owner = owner_of(self.node)
+        cdef double* numbers = block_of(self.node).data
+        cdef double* grads = NULL
         cdef Py_ssize_t i, n = size_of(self.node)
         cdef double data = 0.0, grad = 0.0
+        if owner.grad is not NULL and not owner.grad_is_zero:
+            grads = owner.grad + (numbers - owner.data)
         for i in range(n):
-            data += block.data[i] * block.data[i]
-            if not zero:
-                grad += block.grad[i] * block.grad[i]
+            data += numbers[i] * numbers[i]
+            if grads is not NULL:
+                grad += grads[i] * grads[i]
         return sqrt(data / n), sqrt(grad / n)
 
     def __repr__(self):

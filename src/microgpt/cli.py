@@ -77,7 +77,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return _fail(WRONG_INPUT, str(error))
     except RunKept as error:  # a path that can be copied, however long
         return _fail(FAILED, str(error), f"; the run was saved as {printable(error.place)}")
-    except (FloatingPointError, OSError, ImportError) as error:
+    except (FloatingPointError, OSError) as error:
         return _fail(FAILED, reason(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
@@ -441,8 +441,11 @@ def _plot(options: Namespace) -> int:
                 _say(f"no line of the bigram table: {reason(error)}")
     stems = Counter(Path(path).stem for path in runs)
     names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
-    with _user_input():
-        figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
+    try:
+        with _user_input():
+            figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
+    except ImportError as error:
+        return _fail(FAILED, str(error))
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind)
     with named(out):
