@@ -122,7 +122,7 @@ class Contents:
 
     model: the name of the class of the model.
     shapes: name -> shape of each parameter; tied: its other names -> name.
-    step, tokens, seconds, losses, val_losses, dataset, sha256: as in Run; adam: beta1, beta2 and eps.
+    step, tokens, seconds, losses, val_losses, dataset, sha256: as in Run. adam: beta1, beta2, eps.
     """
 
     model: str
