@@ -304,10 +304,10 @@ cdef double power_slope(double x, double exponent) except? -1.0:
 
 cdef Value to_the(Value a, double exponent):
     cdef double x = data_of(a.node)
-    cdef double result = power(x, exponent)
-    value = one_child(POW, result, a.node, power_slope(x, exponent))
-    value.node.local_grad[1] = exponent  # for its label
-    return value
+    cdef double number = power(x, exponent)
+    cdef Value result = one_child(POW, number, a.node, power_slope(x, exponent))
+    result.node.local_grad[1] = exponent  # for its label
+    return result
 
 
 @cython.freelist(1024)
@@ -785,10 +785,6 @@ cdef class Matrix:
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
-
-    def _is_leaf(self):
-        """Return whether the numbers are its own: not computed, not those of another Matrix."""
-        return block_of(self.node).op == NONE
 
     def tolist(self):
         """Return the numbers as a list of lists of floats."""

@@ -176,8 +176,7 @@ class Value:
         if not checks.is_number(exponent):
             return NotImplemented
         exponent = float(exponent)
-        result = checks.power(self._data, exponent)
-        slope = checks.power_slope(self._data, exponent)
+        result, slope = checks.power(self._data, exponent), checks.power_slope(self._data, exponent)
         return _node(result, (self,), (slope,), f"**{exponent:g}")
 
     def exp(self) -> Value:
@@ -241,7 +240,7 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows", "_initialized", "_changes", "_is_slice", "_label")
+    __slots__ = ("_rows", "_initialized", "_changes", "_label")
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
@@ -250,7 +249,6 @@ class Matrix:
         self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
         self._initialized = False
         self._changes = [0]  # how often load or an update changed the numbers; views share it
-        self._is_slice = False
         self._label = None  # of a block op: what its Values know of it
         return self
 
@@ -302,8 +300,8 @@ class Matrix:
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, len(self._rows))
             view = _matrix(self._rows[start:stop])
-            view._changes, view._is_slice = self._changes, True
-            owner = self._inputs[0] if self._is_slice else self
+            view._changes = self._changes
+            owner = self._inputs[0] if self._op.startswith("[") else self
             first = owner._rows.index(self._rows[start])
             view._label = _BlockLabel().of(f"[{first}:{first + len(view)}]", (owner,), (), view)
             return view
@@ -351,10 +349,6 @@ class Matrix:
 
     def __reduce__(self):
         return Matrix.of, (self.tolist(),)
-
-    def _is_leaf(self) -> bool:
-        """Return whether the numbers are its own: not computed, not those of another Matrix."""
-        return not (self._is_slice or any(value._children for row in self for value in row))
 
     def tolist(self) -> list[list[float]]:
         """Return the numbers as a list of lists of floats."""
@@ -800,7 +794,6 @@ def _matrix(rows, op="", inputs=(), needed=None):
     matrix._rows = [tuple(row) for row in rows]
     matrix._initialized = True
     matrix._changes = [0]
-    matrix._is_slice = False
     matrix._label = None
     if inputs and grad_enabled():
         label = _BlockLabel(matrix._rows[0][0]._op)

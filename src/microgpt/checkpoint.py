@@ -122,7 +122,8 @@ class Contents:
 
     model: the name of the class of the model.
     shapes: name -> shape of each parameter; tied: its other names -> name.
-    step, tokens, seconds, losses, val_losses, dataset, sha256: as in Run. adam: beta1, beta2, eps.
+    step, tokens, seconds, losses, val_losses, dataset, sha256: as in Run.
+    adam: beta1, beta2 and eps.
     """
 
     model: str
@@ -331,8 +332,8 @@ def _state(text: str) -> dict[str, Any]:
     state["adam"] = checks.adam_rates(step, 0.0, *constants)[2:]
     state["rng"] = _generator(state.get("rng"))
     state["val_losses"] = _val_losses(state.get("val_losses", []))  # older files have none
-    names = ("step", "adam", "rng", "tokens", "seconds", "val_losses")
-    return {name: state[name] for name in names}
+    kept = ("step", "adam", "rng", "tokens", "seconds", "val_losses")
+    return {name: state[name] for name in kept}
 
 
 def _val_losses(pairs: Any) -> dict[int, float]:

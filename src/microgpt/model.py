@@ -162,7 +162,7 @@ class GPT:
                 raise TypeError(f"{hook}: a parameter is a Matrix with a name, not {kind} {name!r}")
             if name in ("losses", "__metadata__") or name.startswith("adam."):
                 raise ValueError(f"no parameter can be called {name}: that is used in saved files")
-            if not matrix._is_leaf():
+            if matrix._op:
                 raise ValueError(
                     f"{hook}: parameter {name!r} is computed, or a slice of another Matrix; "
                     "Matrix.of(it) makes a parameter with its numbers"

@@ -100,6 +100,7 @@ SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),
     "--json": (bool, False, None, "print one JSON object per line"),
 }
+INFO = {"--json": (bool, False, None, "print one JSON object")}
 PLOT = {
     "--out": (str, None, "FILE", "the picture: a name that ends with .png, .svg or .pdf"),
     "--smooth": (positive, None, "N", "a point of a line is the mean of the last N steps (default: "
@@ -107,7 +108,6 @@ PLOT = {
     "--data": (str, None, "FILE", "the training data, for the line of the bigram table (default: "
                "the file that the training read)"),
 }  # fmt: skip
-INFO = {"--json": (bool, False, None, "print one JSON object")}
 # command: summary, description, example, its own arguments, its options in groups
 COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "train": ("train a model and print samples of it",
