@@ -2,14 +2,17 @@
 
 import doctest
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from textwrap import dedent
 from unittest import mock
 
 import pytest
+from processes import microgpt as microgpt_command
 from processes import problems
 
 import microgpt
@@ -18,7 +21,8 @@ from microgpt.cli import run_command
 from microgpt.options import parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CHAPTERS = sorted((ROOT / "docs" / "guide").glob("[0-9]*.md"))
 MODULES = ["", ".adam", ".checkpoint", ".cli", ".core", ".data", ".evaluate", ".gradcheck"]
 MODULES += [".files", ".model", ".options", ".pictures", ".safetensors", ".sampling", ".tokenizer"]
 MODULES += [".training"]
@@ -50,28 +54,118 @@ def test_doctests_of_the_cores(core):
     assert tried >= 9
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
-    if "plot_losses" in page.read_text(encoding="utf-8"):
-        pytest.importorskip("matplotlib")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Give the model that the guide reads, from the compiled core: the pure one takes minutes."""
+    if importlib.util.find_spec("microgpt._core") is None:
+        pytest.skip("the compiled core was not built")
+    folder = tmp_path_factory.mktemp("trained")
+    options = ("--out", "names.safetensors", "--samples", "0")
+    done = microgpt_command("train", *options, cwd=folder, MICROGPT_BACKEND="cython")
+    assert done.returncode == 0, done.stderr
+    return folder / "names.safetensors"
+
+
+def shorten(monkeypatch):
+    """Train little, on few documents, so that the pure core is done in seconds."""
+    train, docs = microgpt.train, microgpt.load_documents()[:100]
+    prepare = microgpt.prepare
+    monkeypatch.setattr(microgpt, "load_documents", lambda: docs)
+    monkeypatch.setattr(
+        microgpt, "train", lambda docs, **options: train(docs, **{**options, "steps": 5})
+    )
+    monkeypatch.setattr(
+        microgpt, "prepare", lambda docs, steps=20, **options: prepare(
+            docs, steps=steps if steps <= 20 else 5, **options
+        ),
+    )
+
+
+def stop_at_what_takes_long(monkeypatch):
+    """End the test where the pure core would need minutes, as its outputs are to be the same."""
+    def ends_here(*arguments, **options):
+        pytest.skip("the rest of the page takes the pure core minutes")
+
+    generate, prepare = microgpt.generate, microgpt.prepare
+    for name in ("train", "mean_loss"):
+        monkeypatch.setattr(microgpt, name, ends_here)
+    monkeypatch.setattr(microgpt, "generate", lambda run, n, **options: (
+        generate if n <= 20 else ends_here)(run, n, **options))  # fmt: skip
+    monkeypatch.setattr(microgpt, "prepare", lambda docs, **options: (
+        ends_here if "steps" in options else prepare)(docs, **options))  # fmt: skip
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_python_of_a_page_runs(page, request, tmp_path, monkeypatch, capsys):
+    """What a block prints is in the block after it; a picture beside the page is what it saves."""
     monkeypatch.chdir(tmp_path)
     for tracker in TRACKERS:
         monkeypatch.setitem(sys.modules, tracker, mock.MagicMock())
-    if microgpt.BACKEND == "python":  # so that the pure core is done in seconds
-        train, docs = microgpt.train, microgpt.load_documents()[:100]
-        prepare = microgpt.prepare
-        monkeypatch.setattr(microgpt, "load_documents", lambda: docs)
-        monkeypatch.setattr(
-            microgpt, "train", lambda docs, **options: train(docs, **{**options, "steps": 5})
-        )
-        monkeypatch.setattr(
-            microgpt, "prepare", lambda docs, steps=20, **options: prepare(
-                docs, steps=steps if steps <= 20 else 5, **options
-            ),
-        )
-    names = {}
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), names)
+    is_guide = page.parent.name == "guide"
+    if is_guide:
+        shutil.copy(request.getfixturevalue("trained"), tmp_path)
+    if microgpt.BACKEND == "python":
+        (stop_at_what_takes_long if is_guide else shorten)(monkeypatch)
+    monkeypatch.setattr(  # tests use no network; without the original's names the page ends here
+        "microgpt.data._makemore",
+        lambda: (request.getfixturevalue("reference") / "data" / "names.txt").read_bytes(),
+    )
+    text, names = page.read_text(encoding="utf-8"), {}
+    if "plot_losses" in text:
+        pytest.importorskip("matplotlib")
+    for code, shown in re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", text, flags=re.MULTILINE | re.DOTALL
+    ):
+        exec(compile(code, str(page), "exec"), names)
+        out = capsys.readouterr().out
+        assert not shown or out == shown
+        for picture in tmp_path.glob("*.svg") if is_guide else ():
+            beside = page.with_name(picture.name)
+            assert picture.read_bytes() == beside.read_bytes(), f"{beside} is another picture"
+
+
+def excerpts():
+    """Return page, file and text of each block that shows lines of a file."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for file, lines in re.findall(
+            r"^```python (\S+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL
+        ):
+            found.append((page, file, lines))
+    return found
+
+
+@pytest.mark.parametrize(("page", "file", "lines"), excerpts())
+def test_the_lines_of_a_file_on_a_page_are_its_lines(page, file, lines):
+    """A line of three dots stands for lines left out; the indentation of a part is its own."""
+    source = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    at = 0
+    for part in re.split(r"^\.\.\.\n", lines, flags=re.MULTILINE):
+        wanted = dedent(part).splitlines()
+        n = len(wanted)
+        at = next((i + n for i in range(at, len(source))
+                   if dedent("\n".join(source[i : i + n])).splitlines() == wanted), 0)  # fmt: skip
+        assert at, f"{file} has no such lines, in this order:\n{part}"
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=name_of)
+def test_a_chapter_has_lines_of_package_and_script_and_an_exercise_with_its_answer(page):
+    files = {file for chapter, file, _ in excerpts() if chapter == page}
+    assert "examples/script.py" in files and len(files) > 1
+    text = page.read_text(encoding="utf-8")
+    _, answer = text.split("\n## Exercise\n")
+    assert re.search(r"^<summary>Answer</summary>.*^```python\n.*^```\n\n```\n.*^</details>",
+                     answer, flags=re.MULTILINE | re.DOTALL)  # fmt: skip
+
+
+def test_the_guide_has_seven_chapters():
+    assert [page.name[0] for page in CHAPTERS] == list("1234567")
 
 
 def test_the_readme_shows_the_five_lines():
@@ -136,10 +230,19 @@ def test_an_option_has_a_line_of_documentation(command, flag):
     assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"{command} {flag}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_links_of_a_page_lead_to_files(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+def anchors(page):
+    """Return the anchors of the headings of a page, as code hosts make them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_to_files_and_headings(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+    for file, anchor in links:
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
 
 
 def test_the_pages_have_commands():
