@@ -825,3 +825,19 @@ def test_a_run_that_is_killed_while_it_saves_leaves_a_file_that_loads(path):
             process.kill()
         last = max(last, mg.load(path).adam.step)
     assert last > 0
+
+
+def test_a_run_goes_through_bytes_as_through_a_file(tmp_path):
+    run = mg.prepare(DOCS, steps=4, n_embd=4, n_head=2)
+    mg.train_step(run)
+    mg.save(run, tmp_path / "m")
+    content = checkpoint.to_bytes(run, note="more")
+    (tmp_path / "noted").write_bytes(content)
+    assert checkpoint.to_bytes(run) == (tmp_path / "m").read_bytes()
+    assert numbers(mg.load(tmp_path / "noted")) == numbers(run)
+    again = checkpoint.from_bytes(content, DOCS)
+    assert mg.finish(again).losses == mg.finish(run).losses
+    with pytest.raises(ValueError, match="cut off"):
+        checkpoint.from_bytes(content[:7], DOCS)
+    with pytest.raises(ValueError, match="checksum"):
+        checkpoint.from_bytes(content, DOCS[1:])

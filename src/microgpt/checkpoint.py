@@ -7,6 +7,7 @@ is in the metadata, under the names that `_metadata` gives.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from .core import Matrix
 from .data import checked_documents, checksum, source_of, train_val_split
 from .files import named, one_line, printable
 from .model import GPT, Config, check_model_class
-from .safetensors import Reader, json_object, write
+from .safetensors import Reader, encode, json_object, write
 from .tokenizer import Tokenizer
 from .training import Run, TrainConfig, check_run
 
@@ -44,16 +45,29 @@ def save(run: Run, path: str | os.PathLike[str]) -> None:
     TypeError or ValueError if a count of the run was set to what is none.
     """
     check_run(run, "save")
+    name = os.fsdecode(path)
+    with named(name):
+        write(name, *_parts(run))
+
+
+def to_bytes(run: Run, **notes: str) -> bytes:
+    """Return what save would write; notes: more entries of the metadata, which load ignores.
+
+    Raises FloatingPointError, TypeError and ValueError as save does.
+    """
+    metadata, tensors = _parts(run)
+    return b"".join(encode({**metadata, **notes}, tensors))
+
+
+def _parts(run: Run) -> tuple[dict[str, str], dict[str, tuple[tuple[int, ...], bytes]]]:
+    """Return the metadata and the tensors of a run, all of one time."""
     tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
     with run._whole:
         for name, matrix in _matrices(run.model, run.adam):
             tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
         losses = run.losses[: run.adam.step]  # without that of a step that was not taken
         tensors["losses"] = (len(losses),), array("d", losses).tobytes()
-        metadata = _metadata(run)
-    name = os.fsdecode(path)
-    with named(name):
-        write(name, metadata, tensors)
+        return _metadata(run), tensors
 
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
@@ -164,6 +178,17 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Reader]:
                 yield Reader(file)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{printable(name)}: {one_line(str(error), 280)}") from None
+
+
+def from_bytes(content: bytes, docs: list[str]) -> Run:
+    """Return the run whose file has this content, with its documents.
+
+    Raises ValueError as load does, without the name of a file.
+    """
+    try:
+        return with_documents(_read(Reader(io.BytesIO(content)), GPT), docs)
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def with_documents(run: Run, docs: list[str]) -> Run:

@@ -22,7 +22,7 @@ _HEADER_LIMIT = 10_000_000  # bytes; a header of ours has ten thousand and the a
 
 
 class Reader:
-    """Read an open safetensors file.
+    """Read an open safetensors file, or the bytes of one in an io.BytesIO.
 
     metadata: the strings of the header; shapes: name -> shape of each tensor.
     Raises ValueError if the file is damaged or has numbers other than float64.
@@ -30,7 +30,8 @@ class Reader:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError("is not a safetensors file, or it is cut off")
@@ -60,7 +61,14 @@ def write(
     metadata: Mapping[str, str],
     tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
 ) -> None:
-    """Write a file atomically.
+    """Write a file atomically; the arguments and errors are those of encode."""
+    write_whole(path, encode(metadata, tensors))
+
+
+def encode(
+    metadata: Mapping[str, str], tensors: Mapping[str, tuple[tuple[int, ...], bytes]]
+) -> list[bytes]:
+    """Return the content of a file, in parts.
 
     tensors: name -> shape and the bytes of its float64 numbers, row by row.
     Raises FloatingPointError if a number is not finite.
@@ -76,7 +84,7 @@ def write(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     numbers = (_little_endian(data) for _, data in tensors.values())
-    write_whole(path, [len(text).to_bytes(8, "little"), text, *numbers])
+    return [len(text).to_bytes(8, "little"), text, *numbers]
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
