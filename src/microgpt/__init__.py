@@ -49,6 +49,11 @@ _MODULES = {
     "plots": ("plot_losses",),
     "evaluate": ("Score", "bigram_loss", "mean_loss", "score", "uniform_loss"),
     "checkpoint": ("load", "save"),
+    "grid": ("LogUniform",),
+    "ranking": ("Sweep",),
+    "sweep_plot": ("plot_sweep",),
+    "sweeps": ("sweep",),
+    "trials": ("WorkerError",),
     "training": ("Run", "TrainConfig", "finish", "prepare", "steps", "train", "train_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -61,12 +66,17 @@ if TYPE_CHECKING:
     from .core import *  # noqa: F403
     from .data import *  # noqa: F403
     from .evaluate import *  # noqa: F403
+    from .grid import *  # noqa: F403
     from .model import *  # noqa: F403
     from .pictures import *  # noqa: F403
     from .plots import *  # noqa: F403
+    from .ranking import *  # noqa: F403
     from .sampling import *  # noqa: F403
+    from .sweep_plot import *  # noqa: F403
+    from .sweeps import *  # noqa: F403
     from .tokenizer import *  # noqa: F403
     from .training import *  # noqa: F403
+    from .trials import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:

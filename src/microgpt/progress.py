@@ -1,4 +1,4 @@
-"""What is shown of a training while it lasts: a bar where someone looks, lines in a file."""
+"""What is shown of work while it lasts: a bar where someone looks, lines in a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ class Progress:
     step, total: the steps taken so far, and all of them.
     bar: whether to draw a bar.
     lines: where there is none, write a line every few seconds.
+    unit: what is counted, if it is not steps.
     """
 
-    def __init__(self, step: int, total: int, bar: bool, lines: bool = False) -> None:
-        self._bar = _bar(step, total) if bar else None
+    def __init__(
+        self, step: int, total: int, bar: bool, lines: bool = False, unit: str = "step"
+    ) -> None:
+        self._bar, self._unit = _bar(step, total, unit) if bar else None, unit
         self._total, self._pause = total, LINE_SECONDS if self._bar is None else BAR_SECONDS
         self._due = math.inf if self._bar is None and not lines else perf_counter() + self._pause
 
@@ -31,7 +34,8 @@ class Progress:
             return
         self._due = now + self._pause
         if self._bar is None:
-            print(f"step {step:4} / {self._total:4} | {describe()}", file=sys.stderr, flush=True)
+            line = f"{self._unit} {step:4} / {self._total:4} | {describe()}"
+            print(line, file=sys.stderr, flush=True)
         else:
             self._bar.set_postfix_str(describe(), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -61,9 +65,9 @@ def _in_notebook() -> bool:
     return "IPKernelApp" in getattr(shell, "config", ())
 
 
-def _bar(step: int, total: int) -> Any:
+def _bar(step: int, total: int, unit: str) -> Any:
     """Return a bar of tqdm; None if one of its environment variables makes it unusable."""
-    options: dict[str, Any] = {"initial": step, "total": total, "unit": " steps", "miniters": 1}
+    options: dict[str, Any] = {"initial": step, "total": total, "unit": f" {unit}s", "miniters": 1}
     try:
         if _in_notebook():
             try:
