@@ -53,7 +53,7 @@ def microgpt(*arguments, cwd=None, drop=(), encoding="utf-8", **environment):
 
 
 NEWS = re.compile(
-    r"""^( step[ ]+[0-9]+[ ]/[ ].*
+    r"""^( (step|trial)[ ]+[0-9]+[ ]/[ ].*
        | microgpt:[ ]the[ ]model[ ]was[ ]not[ ]saved:[ ].*
        | microgpt:[ ][0-9]+[ ]of[ ][0-9]+[ ]documents[ ]are[ ]longer[ ]than[ ]the[ ]block[ ]size.*
        | microgpt:[ ]the[ ]compiled[ ]core[ ]was[ ]not[ ]built,.*

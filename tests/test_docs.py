@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CHAPTERS = sorted((ROOT / "docs" / "guide").glob("[0-9]*.md"))
 MODULES = ["", ".adam", ".checkpoint", ".cli", ".core", ".data", ".evaluate", ".gradcheck"]
-MODULES += [".files", ".model", ".options", ".pictures", ".safetensors", ".sampling", ".tokenizer"]
-MODULES += [".training"]
+MODULES += [".files", ".model", ".options", ".pictures", ".ranking", ".safetensors", ".sampling"]
+MODULES += [".tokenizer", ".training"]
 TRACKERS = ["mlflow", "wandb", "torch", "torch.utils", "torch.utils.tensorboard"]
 
 
@@ -77,6 +77,12 @@ def shorten(monkeypatch):
     monkeypatch.setattr(
         microgpt, "prepare", lambda docs, steps=20, **options: prepare(
             docs, steps=steps if steps <= 20 else 5, **options
+        ),
+    )
+    sweep = microgpt.sweep
+    monkeypatch.setattr(
+        microgpt, "sweep", lambda docs, grid, *args, **options: sweep(
+            docs, {**grid, "steps": 2, "n_embd": 8}, *args, **options
         ),
     )
 
@@ -208,6 +214,10 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
         if microgpt.BACKEND == "python" and "--n-layer" in arguments:
             arguments += ["--n-layer", "1", "--n-embd", "8", "--block-size", "8"]
             arguments += ["--batch-size", "2"]
+    if arguments[0] == "sweep" and "--help" not in arguments:
+        arguments += ["--steps", "2", "--jobs", "1"]
+        if microgpt.BACKEND == "python":
+            arguments += ["--n-embd", "4", "--seed", "1", "--block-size", "4"]
     assert run_command(arguments) == 0
     out, err = capsys.readouterr()
     assert out and not problems(err)

@@ -186,7 +186,8 @@ def from_bytes(content: bytes, docs: list[str]) -> Run:
     Raises ValueError as load does, without the name of a file.
     """
     try:
-        return with_documents(_read(Reader(io.BytesIO(content)), GPT), docs)
+        reader = Reader(io.BytesIO(content))
+        return with_documents(_run(reader, _contents(reader), GPT), docs)
     except (TypeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None
 

@@ -15,7 +15,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -29,12 +29,14 @@ from .data import (
     DownloadError,
     cache_folder,
     check_stored,
+    checksum,
     describe,
     load_documents,
     windows,
 )
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import named, one_line, printable, reason, try_writing, write_whole
+from .grid import plan
 from .model import Config
 from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs, RunKept
@@ -51,6 +53,7 @@ from .training import (
     recent_mean,
     steps,
 )
+from .trials import WorkerError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -103,7 +106,7 @@ def _user_input() -> Iterator[None]:
     """Turn errors about the user's input into _WrongInput."""
     try:
         yield
-    except DownloadError:
+    except (DownloadError, WorkerError):
         raise
     except (OSError, ValueError) as error:
         raise _WrongInput(reason(error)) from None
@@ -333,6 +336,44 @@ def _sample(options: Namespace) -> int:
     return DONE
 
 
+def _sweep(options: Namespace) -> int:
+    # Processes and their pools would take a quarter of the time in which other commands start.
+    from .executors import cluster
+    from .sweep_plot import check_plot, plot_sweep
+    from .sweeps import Folder, run_trials
+
+    with ExitStack() as stack:
+        with _user_input():
+            grid = {**given(options, TrainConfig), **given(options, Config)}
+            docs = load_documents(options.data, grid.get("unit", "line"))
+            planned = plan(grid, checksum(docs), options.trials, options.draw_seed)
+            if options.plot is not None:
+                check_plot(options.plot)
+            folder = stack.enter_context(Folder(options.out))
+            executor, jobs = None, options.jobs
+            if options.scheduler is not None:
+                executor, threads = stack.enter_context(cluster(options.scheduler))
+                jobs = jobs or threads
+        if not options.json:
+            print(f"core: {BACKEND} ({BACKEND_REASON})")
+            print(f"data: {describe(options.data)}")
+            print(f"trials: {len(planned)}", flush=True)
+        with suppress(ValueError):  # which will be a line of the table
+            first = next(trial for trial in planned if not trial.refused)
+            for line in advice(prepare(docs, **first.settings)):
+                _say(line)
+        bar = someone_looks()
+        found = run_trials(planned, docs, folder, executor, jobs, bar, lines=True)
+    if options.plot is not None:
+        plot_sweep(found).savefig(options.plot)
+    print(found.to_json() if options.json else found)
+    if found.best is None:
+        return _fail(FAILED, "all trials failed")
+    if not options.json:
+        print(f"sample from the best: microgpt sample {shlex.quote(found.best.path)}")
+    return DONE
+
+
 def _eval(options: Namespace) -> int:
     with _user_input():
         saved = load(options.model)
@@ -538,6 +579,11 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 COMMANDS = {
-    "train": _train, "sample": _sample, "eval": _eval, "score": _score, "plot": _plot,
+    "train": _train,
+    "sweep": _sweep,
+    "sample": _sample,
+    "eval": _eval,
+    "score": _score,
+    "plot": _plot,
     "info": _info,
-}  # fmt: skip
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -12,6 +12,7 @@ from . import __version__
 from . import _checks as checks
 from .data import UNITS
 from .files import one_line
+from .grid import SHARED, SWEEP_DEFAULTS, LogUniform
 from .model import Config
 from .training import TrainConfig
 
@@ -24,6 +25,38 @@ def positive(text: str) -> int:
         return checks.integer(int(text), "it", 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be an int of at least 1, not {text!r}") from None
+
+
+def name_of(flag: str) -> str:
+    """Return the setting that an option sets.
+
+    >>> name_of("--n-embd")
+    'n_embd'
+    """
+    return flag[2:].replace("-", "_")
+
+
+def flag_of(name: str) -> str:
+    """Return the option of a setting.
+
+    >>> flag_of("n_embd")
+    '--n-embd'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def values_of(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return an argparse type for several values of a kind, "1,2,3", or a range, "1..3"."""
+
+    def parse(text: str) -> list[Any] | LogUniform:
+        low, dots, high = text.partition("..")
+        try:
+            return LogUniform(kind(low), kind(high)) if dots else [*map(kind, text.split(","))]
+        except ValueError as error:
+            what = str(error) if dots else f"takes values of {kind.__name__}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{what}: {text!r}") from None
+
+    return parse
 
 
 # flag: type (bool: no value), default, metavar, help. What belongs to a run has its default in
@@ -88,6 +121,36 @@ SAMPLE = {
     "--seed": (int, None, "N", "seed of the random number generator (default: continue the "
                "run's own generator)"),
 }  # fmt: skip
+SWEEP = {
+    "--data": TRAIN["--data"],
+    "--out": (str, "runs", "FOLDER", "the folder of the files, one for each trial"),
+    "--trials": (positive, None, "N", "draw N combinations of the settings at random, each for "
+                 "every seed; from a range such as --lr 0.001..0.03, log-uniformly"),
+    "--draw-seed": (int, 0, "N", "seed of these draws"),
+    "--jobs": (positive, None, "N", "trials at a time: processes, or what the cluster is given "
+               "(default: the processors of this machine, the threads of the cluster)"),
+    "--scheduler": (str, None, "ADDRESS", "do the trials on the Dask cluster of this scheduler, "
+                    "such as tcp://host:8786"),
+    "--json": (bool, False, None, "print one JSON object, with all digits"),
+    "--plot": (str, None, "FILE", "draw the losses against the settings, as PNG, SVG or PDF"),
+}  # fmt: skip
+SWEEP_GROUPS = {
+    "data": ("--data", "--unit", "--val-fraction", "--val-seed"),
+    "settings, each with one or several values": tuple(
+        flag for flag in RUN if name_of(flag) not in SHARED
+    ),
+    "random search": ("--trials", "--draw-seed"),
+    "workers": ("--jobs", "--scheduler"),
+    "results": ("--out", "--json", "--plot"),
+}
+# The settings of a run, with several values; what all trials share has one.
+SWEPT = {
+    flag: (values_of(kind), default, metavar and f"{metavar},...", help)
+    for flag, (kind, default, metavar, help) in RUN.items() if name_of(flag) not in SHARED
+} | {
+    flag: (kind, SWEEP_DEFAULTS.get(name_of(flag), default), metavar, help.split(" (default")[0])
+    for flag, (kind, default, metavar, help) in RUN.items() if name_of(flag) in SHARED
+}  # fmt: skip
 EVAL = {
     "--data": (str, None, "FILE", "the documents, of the same unit as in the training (default: "
                "those that the run held out for validation)"),
@@ -116,6 +179,13 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
               "--data names.txt --n-embd 32 --log losses.jsonl", (),
               {title: {flag: (RUN | TRAIN)[flag] for flag in flags}
                for title, flags in TRAIN_GROUPS.items()}),
+    "sweep": ("train many models and rank their settings",
+              "Train a model for every combination of the settings, which take several values "
+              "separated by commas, and print the settings ranked by the validation loss, a mean "
+              "over seeds. The same command, given again, goes on where it was stopped.",
+              "--lr 0.003,0.01,0.03 --n-embd 16,32 --seed 1,2,3 --out runs", (),
+              {title: {flag: (SWEPT | SWEEP)[flag] for flag in flags}
+               for title, flags in SWEEP_GROUPS.items()}),
     "sample": ("generate documents with a saved model",
                "Print new documents of a saved model, one per line. Without --seed they are those "
                "that the training printed.",
@@ -226,24 +296,6 @@ def _add(
     group.add_argument(
         flag, type=kind, default=default, metavar=metavar, choices=choices, help=help
     )
-
-
-def name_of(flag: str) -> str:
-    """Return the setting that an option sets.
-
-    >>> name_of("--n-embd")
-    'n_embd'
-    """
-    return flag[2:].replace("-", "_")
-
-
-def flag_of(name: str) -> str:
-    """Return the option of a setting.
-
-    >>> flag_of("n_embd")
-    '--n-embd'
-    """
-    return "--" + name.replace("_", "-")
 
 
 def given(options: argparse.Namespace, config: Any) -> dict[str, Any]:
