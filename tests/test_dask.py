@@ -22,7 +22,8 @@ if importlib.util.find_spec("distributed") is None and not os.environ.get("MICRO
 
 SWEEP = [
     "sweep", "--data", "names.txt", "--n-head", "2", "--block-size", "4", "--json",
-    "--steps", "20000" if mg.BACKEND == "cython" else "40", "--n-embd", "4,5", "--seed", "1,2,3",
+    "--steps", "10000" if mg.BACKEND == "cython" else "40", "--n-embd", "4,5",
+    "--seed", "1,2,3,4,5,6",
 ]  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def expected(tmp_path_factory):
     """The JSON from one process."""
     folder = with_names(tmp_path_factory.mktemp("expected"))
     done = microgpt(*SWEEP, "--jobs", "1", cwd=folder)
-    assert done.returncode == 0 and done.stdout.count('"error": "n_embd must') == 3
+    assert done.returncode == 0 and done.stdout.count('"error": "n_embd must') == 6
     return done.stdout
 
 
@@ -89,7 +90,7 @@ from distributed import Client
 with Client(ADDRESS) as client:
     docs = mg.load_documents("names.txt")
     grid = {{"n_head": 2, "block_size": 4, "steps": {SWEEP[9]}, "n_embd": [4, 5],
-             "seed": [1, 2, 3]}}
+             "seed": [1, 2, 3, 4, 5, 6]}}
     executor = client.get_executor()
     print(mg.sweep(docs, grid, executor, jobs=2).to_json())
 """
