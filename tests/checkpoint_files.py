@@ -22,7 +22,10 @@ def joined(header, data):
 
 
 def format_1(header, data):
-    """Return a file as microgpt wrote it before format 2."""
+    """Return a file as microgpt wrote it before format 2, without a record, which is its end."""
+    header = {name: entry for name, entry in header.items() if not name.startswith("record.")}
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    data = data[: max(ends)]
     metadata = header["__metadata__"]
     settings, state = json.loads(metadata["training"]), json.loads(metadata["state"])
     splits = {"line": "lines", "paragraph": "paragraphs", "stream": "stream"}

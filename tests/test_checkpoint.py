@@ -271,7 +271,7 @@ def test_the_library_reads_what_we_write(path):
     }  # fmt: skip
     assert (state["step"], state["tokens"], state["seconds"]) == (3, run.tokens, run.seconds)
     assert (metadata["model"], metadata["alphabet"]) == ("GPT", run.tokenizer.chars)
-    assert (metadata["microgpt"], metadata["version"]) == ("2", mg.__version__)
+    assert (metadata["microgpt"], metadata["version"]) == ("3", mg.__version__)
 
 
 def test_we_read_what_the_library_writes(path):
@@ -378,7 +378,7 @@ BAD = {
     "no metadata": (without_metadata, "but not from microgpt"),
     "metadata of another": (with_metadata(microgpt=None), "but not from microgpt"),
     "metadata with a number": (with_metadata(seed=1), "its metadata is not made of strings"),
-    "newer": (with_metadata(microgpt="3", version="7.0"), "format 3, from microgpt '7.0'"),
+    "newer": (with_metadata(microgpt="4", version="7.0"), "format 4, from microgpt '7.0'"),
     "odd version": (with_metadata(microgpt="one"), "its format is 'one'"),
     "no alphabet": (with_metadata(alphabet=None), "the metadata has no alphabet"),
     "no model": (with_metadata(model=None), "the metadata has no model"),
@@ -401,8 +401,8 @@ BAD = {
     "config of another width": (with_config(n_embd=32), "config asks for (12, 32)"),
     "config of many positions": (with_config(block_size=10**6), "wpe has shape (16, 16)"),
     "config beyond all": (with_config(block_size=10**12), "block_size must be at most 1000000"),
-    "wrong dtype": (with_entry("wpe", dtype="F32"), "'wpe' is 'F32', not F64"),
-    "dtype that is a list": (with_entry("wpe", dtype=[]), "'wpe' is [], not F64"),
+    "wrong dtype": (with_entry("wpe", dtype="F16"), "'wpe' is 'F16', not F64 or F32"),
+    "dtype that is a list": (with_entry("wpe", dtype=[]), "'wpe' is [], not F64 or F32"),
     "an entry too many": (with_entry("wpe", more=1), "is not described by"),
     "turned shape": (with_entry("layer0.mlp_fc1", shape=[16, 64]), "layer0.mlp_fc1 has shape"),
     "three dimensions": (with_entry("wpe", shape=[16, 4, 4]), "'wpe' has shape [16, 4, 4]"),
@@ -503,7 +503,7 @@ def test_a_file_of_format_1_goes_on(kind, path):
     assert numbers(old) == numbers(whole)
     assert (old.documents, old.validation) == (whole.documents, whole.validation)
     mg.save(old, path)
-    assert parts(path.read_bytes())[0]["__metadata__"]["microgpt"] == "2"
+    assert parts(path.read_bytes())[0]["__metadata__"]["microgpt"] == "3"
     assert numbers(mg.load(path)) == numbers(whole)
 
 
@@ -769,10 +769,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 def test_the_bytes_are_little_endian_on_every_machine(monkeypatch):
     one = struct.pack("<d", 1.5)
-    assert our_safetensors._little_endian(one) == one
+    assert our_safetensors._little_endian("F64", one) == one
     monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
-    swapped = our_safetensors._little_endian(one)
-    assert swapped == one[::-1] and our_safetensors._little_endian(swapped) == one
+    swapped = our_safetensors._little_endian("F64", one)
+    assert swapped == one[::-1] and our_safetensors._little_endian("F64", swapped) == one
 
 
 def test_a_run_that_is_saved_while_another_thread_trains_it_is_of_one_step(path, monkeypatch):

@@ -180,6 +180,7 @@ BASES = {  # name -> documents, settings; those of format 1 are the same
     "batches": (NAMES, {"batch_size": 3, "val_fraction": 0.3, "n_layer": 2}),
     "paragraphs": (["to be\nor not", "to be"], {"unit": "paragraph", "lr": 0.1}),
     "stream": (["abba baab ab ba"], {"unit": "stream", "batch_size": 2, "val_fraction": 0.3}),
+    "recorded": (NAMES, {"record": True}),
 }
 
 HOSTILE = [
@@ -208,7 +209,7 @@ def near(value, rng):
 
 def change_setting(header, data, rng):
     metadata = header["__metadata__"]
-    key = rng.choice(("config", "training", "state"))
+    key = rng.choice(("config", "training", "state", *(["record"] * ("record" in metadata))))
     settings = json.loads(metadata[key]) if key in metadata else None
     if not isinstance(settings, dict) or not settings:
         return
@@ -321,8 +322,8 @@ def hostile(good, rng):
         if not all(isinstance(text, str) for text in header["__metadata__"].values()):
             break
         try:
-            [json.loads(header["__metadata__"].get(key, "{}")) for key in ("config", "state")]
-            json.loads(header["__metadata__"].get("training", "{}"))
+            for key in ("config", "state", "training", "record"):
+                json.loads(header["__metadata__"].get(key, "{}"))
         except ValueError:
             break
     content = joined(header, bytes(data))
@@ -421,7 +422,7 @@ class Watch:
               f"in all, {self.slowest:.3f} s the slowest, {more:.0f} MB more")  # fmt: skip
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["format 2", "format 1"])
+@pytest.mark.parametrize("older", [False, True], ids=["format 3", "format 1"])
 @pytest.mark.parametrize("base", BASES)
 def test_a_hostile_checkpoint_can_be_used_or_is_one_clear_error(base, older, no_sync, tmp_path):
     docs, settings = BASES[base]
@@ -435,7 +436,7 @@ def test_a_hostile_checkpoint_can_be_used_or_is_one_clear_error(base, older, no_
     path.write_bytes(good)
     assert go_on(path, docs, other) == "used"
     rng = random.Random(f"{SEED} {base} {older}")
-    watch = Watch(f"{base} of format {2 - older}")
+    watch = Watch(f"{base} of format {1 if older else 3}")
     for number in range(max(25, INPUTS // 8)):
         data = hostile(good, rng)
         path.write_bytes(data)

@@ -2,7 +2,8 @@
 
 A checkpoint is a safetensors file. It holds the parameters under the names of `state_dict`, Adam's
 moments as `adam.m.NAME` and `adam.v.NAME`, and `losses`. The rest of a run, all but its documents,
-is in the metadata, under the names that `_metadata` gives.
+is in the metadata, under the names that `_metadata` gives. What a run has recorded is in both,
+under names that begin with `record`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from .core import Matrix
 from .data import checked_documents, checksum, source_of, train_val_split
 from .files import named, one_line, printable
 from .model import GPT, Config, check_model_class
+from .record import is_of_record, read_record
 from .safetensors import Reader, encode, json_object, write
 from .tokenizer import Tokenizer
 from .training import Run, TrainConfig, check_run
 
-FORMAT = 2  # raised when an older package would misread the file
+FORMAT = 3  # raised when an older package would misread the file
 _MANY = 10**12  # more than any run has steps, or a step has positions
 
 
@@ -59,15 +61,19 @@ def to_bytes(run: Run, **notes: str) -> bytes:
     return b"".join(encode({**metadata, **notes}, tensors))
 
 
-def _parts(run: Run) -> tuple[dict[str, str], dict[str, tuple[tuple[int, ...], bytes]]]:
+def _parts(run: Run) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], bytes]]]:
     """Return the metadata and the tensors of a run, all of one time."""
-    tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     with run._whole:
         for name, matrix in _matrices(run.model, run.adam):
-            tensors[name] = matrix.shape, memoryview(matrix.data).tobytes()
+            tensors[name] = "F64", matrix.shape, memoryview(matrix.data).tobytes()
         losses = run.losses[: run.adam.step]  # without that of a step that was not taken
-        tensors["losses"] = (len(losses),), array("d", losses).tobytes()
-        return _metadata(run), tensors
+        tensors["losses"] = "F64", (len(losses),), array("d", losses).tobytes()
+        metadata = _metadata(run)
+        if run.record is not None:
+            tensors |= run.record.tensors(run.model.num_params)
+            metadata["record"] = run.record.metadata()
+        return metadata, tensors
 
 
 def _matrices(model: GPT, adam: Adam) -> Iterable[tuple[str, Matrix]]:
@@ -216,7 +222,7 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 def _contents(reader: Reader) -> Contents:
     metadata = reader.metadata
-    if _format(metadata) < FORMAT:
+    if _format(metadata) < 2:
         metadata = _translated(metadata)
     for key in _KEYS:
         _require(key in metadata, f"the metadata has no {key}")
@@ -253,7 +259,7 @@ def _contents(reader: Reader) -> Contents:
 
 
 def _is_parameter(name: str) -> bool:
-    return name != "losses" and not name.startswith("adam.")
+    return name != "losses" and not name.startswith(("adam.", "record."))
 
 
 def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
@@ -263,11 +269,14 @@ def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
         own = own if own.isidentifier() and len(own) < 80 else shorten(own)
         way = "load(path)" if own == "GPT" else f"in Python, load(path, model={own})"
         raise ValueError(f"its model is of class {own}, not {asked}: {way} reads it")
+    shapes = {name: shape for name, shape in reader.shapes.items() if not is_of_record(name)}
+    for name in shapes:
+        _require(reader.types[name] == "F64", f"{name} is {reader.types[name]}, not F64")
     if model_class is GPT:  # before one of these sizes is made
-        _check_shapes(reader.shapes, found.config.shapes())
+        _check_shapes(shapes, found.config.shapes())
     model = model_class(found.config, Random(0))
     parameters = model.named_parameters()
-    _check_shapes(reader.shapes, {n: p.shape for n, p in parameters.items()})
+    _check_shapes(shapes, {n: p.shape for n, p in parameters.items()})
     adam = Adam(parameters.values(), *found.adam)
     adam.step = found.step
     for name, matrix in _matrices(model, adam):
@@ -287,6 +296,7 @@ def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
         val_losses=found.val_losses,
         tokens=found.tokens,
         seconds=found.seconds,
+        record=read_record(reader, found.tokenizer, model, found.step),
     )
 
 

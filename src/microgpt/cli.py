@@ -42,6 +42,7 @@ from .options import WRONG_INPUT, flag_of, given, parse
 from .outputs import Outputs, RunKept
 from .plots import plot_losses
 from .progress import Progress, someone_looks
+from .record import Record
 from .sampling import generate
 from .training import (
     RECENT,
@@ -164,7 +165,7 @@ def _check_options(options: Namespace, out: str | None) -> None:
     """Raise ValueError if options exclude or need each other."""
     if options.resume is not None and options.init is not None:
         raise ValueError("--resume continues a run, --init starts one: give one of them")
-    for name in ("save_every", "snapshots"):
+    for name in ("save_every", "snapshots", "record"):
         if getattr(options, name) and out is None:
             raise ValueError(f"{flag_of(name)} needs --out")
     if options.snapshots and not options.save_every:
@@ -182,7 +183,7 @@ def _prepared(options: Namespace) -> Run:
         raise ValueError("--val-seed needs --val-fraction")
     TrainConfig(**settings), Config(1, **sizes)  # refused before anything is loaded
     docs = load_documents(options.data, settings.get("unit", "line"))
-    return prepare(docs, init=init, **settings, **sizes)
+    return prepare(docs, init=init, record=options.record, **settings, **sizes)
 
 
 def _resumed(options: Namespace) -> Run:
@@ -191,6 +192,8 @@ def _resumed(options: Namespace) -> Run:
     hint = "; --init starts another run from its parameters"
     _check_unchanged(given(options, TrainConfig), vars(saved.config), options.resume, hint)
     _check_unchanged(given(options, Config), vars(saved.model.config), options.resume)
+    if options.record and saved.record is None:
+        saved.record = Record()
     return _with_documents(saved, options.resume, options.data)
 
 

@@ -160,7 +160,7 @@ class GPT:
             if not (isinstance(name, str) and isinstance(matrix, Matrix)):
                 kind = type(matrix).__name__
                 raise TypeError(f"{hook}: a parameter is a Matrix with a name, not {kind} {name!r}")
-            if name in ("losses", "__metadata__") or name.startswith("adam."):
+            if name in ("losses", "__metadata__") or name.startswith(("adam.", "record.")):
                 raise ValueError(f"no parameter can be called {name}: that is used in saved files")
             if matrix._op:
                 raise ValueError(

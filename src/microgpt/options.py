@@ -87,6 +87,8 @@ TRAIN = {
               "is interrupted"),
     "--save-every": (positive, None, "N", "save every N steps too"),
     "--snapshots": (bool, False, None, "keep a copy of each save, with its step in the name"),
+    "--record": (bool, False, None, "keep snapshots of the parameters in the file too, which show "
+                 "how the model learned"),
     "--resume": (str, None, "MODEL", "continue this run; it is saved there again unless --out is "
                  "given, and what belongs to the run cannot change"),
     "--log": (str, None, "FILE", "write one JSON line per step: step, loss, lr, tokens, seconds, "
@@ -101,7 +103,7 @@ TRAIN_GROUPS = {
     "data": ("--data", "--unit", "--val-fraction", "--val-seed"),
     "model": ("--n-layer", "--n-embd", "--n-head", "--block-size", "--init"),
     "training": ("--steps", "--lr", "--batch-size", "--seed"),
-    "saving": ("--out", "--save-every", "--snapshots", "--resume"),
+    "saving": ("--out", "--save-every", "--snapshots", "--record", "--resume"),
     "watching it learn": ("--log", "--eval-every", "--sample-every"),
     "samples": ("--temperature", "--samples"),
 }

@@ -1,8 +1,8 @@
 """The safetensors file format: named blocks of numbers with text metadata.
 
 https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header,
-and the numbers, here float64. Nothing in a file is executed, and nothing in it is trusted before it
-is checked against the size of the file.
+and the numbers, here float64 and float32. Nothing in a file is executed, and nothing in it is
+trusted before it is checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import sys
 from array import array
 from collections.abc import Mapping
 from reprlib import repr as shorten
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from .files import write_whole
 
+CODES: dict[str, Literal["d", "f"]] = {"F64": "d", "F32": "f"}  # of these types, in array
 _HEADER_LIMIT = 10_000_000  # bytes; a header of ours has ten thousand and the alphabet
 
 
 class Reader:
     """Read an open safetensors file, or the bytes of one in an io.BytesIO.
 
-    metadata: the strings of the header; shapes: name -> shape of each tensor.
-    Raises ValueError if the file is damaged or has numbers other than float64.
+    metadata: the strings of the header; shapes: name -> shape of each tensor; types: name -> F64
+        or F32.
+    Raises ValueError if the file is damaged or has numbers of another type.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -42,6 +44,7 @@ class Reader:
         self.metadata = _metadata(header.pop("__metadata__", {}))
         self._places = _places(header, size - self._start)
         self.shapes = {name: shape for name, (shape, _, _) in self._places.items()}
+        self.types = {name: entry["dtype"] for name, entry in header.items()}
 
     def numbers(self, name: str) -> array[float]:
         """Return the numbers of a tensor, row by row; all of them are finite."""
@@ -50,7 +53,8 @@ class Reader:
         data = self._file.read(end - start)
         if len(data) != end - start:
             raise ValueError("the file became shorter while it was read")
-        numbers = array("d", _little_endian(data))
+        dtype = self.types[name]
+        numbers = array(CODES[dtype], _little_endian(dtype, data))
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name} has a number that is not finite")
         return numbers
@@ -59,31 +63,31 @@ class Reader:
 def write(
     path: str,
     metadata: Mapping[str, str],
-    tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]],
 ) -> None:
     """Write a file atomically; the arguments and errors are those of encode."""
     write_whole(path, encode(metadata, tensors))
 
 
 def encode(
-    metadata: Mapping[str, str], tensors: Mapping[str, tuple[tuple[int, ...], bytes]]
+    metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]
 ) -> list[bytes]:
     """Return the content of a file, in parts.
 
-    tensors: name -> shape and the bytes of its float64 numbers, row by row.
+    tensors: name -> type (F64 or F32), shape and the bytes of its numbers, row by row.
     Raises FloatingPointError if a number is not finite.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, (shape, data) in tensors.items():
-        if not all(map(math.isfinite, memoryview(data).cast("d"))):
+    for name, (dtype, shape, data) in tensors.items():
+        if not all(map(math.isfinite, memoryview(data).cast(CODES[dtype]))):
             raise FloatingPointError(f"not saved: {name} has a number that is not finite")
         offsets = [end, end + len(data)]
-        header[name] = {"dtype": "F64", "shape": list(shape), "data_offsets": offsets}
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         end += len(data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    numbers = (_little_endian(data) for _, data in tensors.values())
+    numbers = (_little_endian(dtype, data) for dtype, _, data in tensors.values())
     return [len(text).to_bytes(8, "little"), text, *numbers]
 
 
@@ -122,14 +126,15 @@ def _places(
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{shorten(name)} is not described by dtype, shape and data_offsets")
-        if entry["dtype"] != "F64":
-            raise ValueError(f"{shorten(name)} is {shorten(entry['dtype'])}, not F64")
+        dtype = entry["dtype"]
+        if not isinstance(dtype, str) or dtype not in CODES:
+            raise ValueError(f"{shorten(name)} is {shorten(dtype)}, not F64 or F32")
         shape, offsets = entry["shape"], entry["data_offsets"]
         if not (_whole(shape) and _whole(offsets) and len(shape) <= 2 and len(offsets) == 2):
             raise ValueError(
                 f"{shorten(name)} has shape {shorten(shape)} and offsets {shorten(offsets)}"
             )
-        if offsets[1] - offsets[0] != 8 * math.prod(shape):
+        if offsets[1] - offsets[0] != int(dtype[1:]) // 8 * math.prod(shape):
             raise ValueError(
                 f"{shorten(name)} of shape {shorten(shape)} does not fit its offsets "
                 f"{shorten(offsets)}"
@@ -149,10 +154,10 @@ def _whole(numbers: Any) -> bool:
     return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
 
 
-def _little_endian(data: bytes) -> bytes:
-    """Return the bytes of float64 numbers in the order of the file, or back."""
+def _little_endian(dtype: str, data: bytes) -> bytes:
+    """Return the bytes of numbers in the order of the file, or back."""
     if sys.byteorder == "little":
         return data
-    numbers = array("d", data)
+    numbers = array(CODES[dtype], data)
     numbers.byteswap()
     return numbers.tobytes()

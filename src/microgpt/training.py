@@ -22,6 +22,7 @@ from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
 from .model import GPT, Config, check_model_class, check_numbers
 from .progress import Progress, someone_looks
+from .record import Record
 from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
@@ -98,6 +99,7 @@ class Run:
     losses: the loss of each step, before its update.
     val_losses: step -> the validation loss after it, where `steps` measured it.
     tokens, seconds: how many positions the run has learned from, and how long that took.
+    record: what is kept of the training for a page about it; None: nothing.
 
     The parts of a run cannot be replaced: setting another model, say, raises AttributeError.
     """
@@ -115,6 +117,7 @@ class Run:
     val_losses: dict[int, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
+    record: Record | None = None
 
     def __post_init__(self) -> None:
         self._replay = Replay(self.model.packed_loss)
@@ -197,6 +200,7 @@ def prepare(
     *,
     init: Run | None = None,
     model: type[GPT] = GPT,
+    record: bool = False,
     steps: int = TrainConfig.steps,
     lr: float = TrainConfig.lr,
     batch_size: int = TrainConfig.batch_size,
@@ -214,6 +218,7 @@ def prepare(
     docs: the documents; an empty one is an error.
     init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
+    record: whether to keep a Record, which shows how the model learned.
     steps to val_seed: as in TrainConfig; the sizes: as in Config.
 
     Raises TypeError if docs is a string, a document is not, or model is no such class; ValueError
@@ -249,6 +254,7 @@ def prepare(
         validation,
         source_of(documents, config.unit, sha256),
         sha256,
+        record=Record() if record else None,
     )
 
 
@@ -280,6 +286,9 @@ def _take_step(run: Run) -> float:
         raise ValueError(f"the run has taken all its {config.steps} steps")
     if not grad_enabled():
         raise RuntimeError("a training step needs gradients: it cannot be taken under no_grad()")
+    if run.record is not None:
+        run.record.take(run.adam, run.batch)
+        start = perf_counter()
     tokens, targets, starts = run.model.pack(run.batch(step))
     n = len(run.losses)
     try:
