@@ -54,6 +54,7 @@ _MODULES = {
     "sweep_plot": ("plot_sweep",),
     "sweeps": ("sweep",),
     "trials": ("WorkerError",),
+    "explainer": ("Report", "explain", "trace"),
     "training": ("Run", "TrainConfig", "finish", "prepare", "steps", "train", "train_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from .core import *  # noqa: F403
     from .data import *  # noqa: F403
     from .evaluate import *  # noqa: F403
+    from .explainer import *  # noqa: F403
     from .grid import *  # noqa: F403
     from .model import *  # noqa: F403
     from .pictures import *  # noqa: F403
