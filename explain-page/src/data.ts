@@ -84,8 +84,6 @@ export interface Data {
     m: Tensor[];
     v: Tensor[];
     p_after: Tensor[];
-    m_after: Tensor[];
-    v_after: Tensor[];
   } | null;
   history: {
     count: number;

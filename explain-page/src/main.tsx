@@ -47,7 +47,7 @@ function start() {
     place.replaceChildren();
     render(<Widget />, place);
   }
-  document.documentElement.classList.add("live");
+  document.documentElement.classList.add("js");
   followReader();
 }
 

@@ -70,7 +70,7 @@ function allTables(): Listed[] {
   return Array.from(document.querySelectorAll<HTMLTableElement>("main section table"), (table) => {
     const section = table.closest("section")!;
     const label = table.getAttribute("aria-label") ?? table.closest("figure")?.querySelector("figcaption")?.textContent ?? "";
-    return { name: `${section.querySelector("h2")!.textContent!.trim()}: ${label.trim().slice(0, 60)}`, table };
+    return { name: `${section.querySelector("h1, h2")!.textContent!.trim()}: ${label.trim().slice(0, 60)}`, table };
   });
 }
 

@@ -67,7 +67,7 @@ def num(value: float, form: int | str = 4) -> Markup:
     return Markup(html).format(repr(value), form, number(value, form))
 
 
-def say(text: str, **values: object) -> Markup:
+def say(text: str, /, **values: object) -> Markup:
     """Return a string of strings.en.json with values in the place of {names}, escaped."""
     return Markup(text).format(**values)
 
@@ -115,6 +115,42 @@ def softmax(row: Sequence[float], temperature: float = 1.0) -> list[float]:
     exps = [math.exp((value - largest) / temperature) for value in row]
     total = math.fsum(exps)
     return [e / total for e in exps]
+
+
+def steepest(data: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Return the parameters with the n largest gradients of the first text's loss."""
+    found = [
+        {"name": weights["name"], "row": i, "column": j, "value": value, "grad": grad}
+        for weights, grads in zip(data["weights"], data["grads"]["data"], strict=True)
+        for i, (values, row) in enumerate(zip(rows(weights), rows(grads), strict=True))
+        for j, (value, grad) in enumerate(zip(values, row, strict=True))
+    ]
+    return sorted(found, key=lambda it: -abs(it["grad"]))[:n]
+
+
+def nonzero(tensors: Iterable[dict[str, Any]]) -> int:
+    """Return how many numbers of tensors are not 0."""
+    return sum(number != 0.0 for tensor in tensors for number in numbers_of(tensor))
+
+
+def adam_example(data: dict[str, Any]) -> dict[str, Any]:
+    """Return Adam's numbers for the parameter of the first matrix with the largest gradient.
+
+    The keys are those of the strings "adam.": g, m, v, mhat, vhat, change, old, new.
+    """
+    adam, first = data["adam"], data["weights"][0]
+    grads = numbers_of(adam["grad"][0])
+    at = max(range(len(grads)), key=lambda i: abs(grads[i]))
+    g = grads[at]
+    old, new, m, v = (numbers_of(adam[name][0])[at] for name in ("p", "p_after", "m", "v"))
+    beta1, beta2, taken = adam["beta1"], adam["beta2"], adam["step"] + 1
+    m, v = beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * (g * g)
+    row, column = divmod(at, first["shape"][1])
+    return {
+        "name": first["name"], "row": row, "column": column,
+        "g": g, "m": m, "v": v, "old": old, "new": new, "change": new - old,
+        "mhat": m / (1.0 - beta1**taken), "vhat": v / (1.0 - beta2**taken),
+    }  # fmt: skip
 
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 660, 300, 46, 648, 22, 260
@@ -274,6 +310,10 @@ GLOBALS = {
     "plot": Plot,
     "surprise": surprise,
     "highlight": highlight,
+    "steepest": steepest,
+    "nonzero": nonzero,
+    "adam_example": adam_example,
+    "zip": zip,
     "sqrt": math.sqrt,
     "fsum": math.fsum,
     "exp": math.exp,
