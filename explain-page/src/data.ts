@@ -32,7 +32,7 @@ export interface Graph {
 export interface Sample {
   text: string;
   known: boolean | null;
-  draws: { u: number; token: number }[];
+  draws: { u: number | null; token: number }[];
 }
 
 export interface Dataset {
@@ -63,7 +63,7 @@ export interface Data {
   };
   config: Config & { num_params: number };
   vocab: { chars: string[]; bos: number };
-  training: { steps: number; lr: number; step: number; seed: number };
+  training: { steps: number; lr: number; step: number; seed: number; unit: string };
   dataset: Dataset;
   weights: Tensor[];
   texts: { text: string; ids: number[]; loss: number; losses: number[] }[];
@@ -87,6 +87,7 @@ export interface Data {
   } | null;
   history: {
     count: number;
+    first_step: number;
     steps: number[] | null;
     losses: Tensor;
     means: Tensor;

@@ -41,6 +41,7 @@ const WIDGETS: Record<string, ComponentType> = {
 }; // prettier-ignore
 
 function start() {
+  if (data.weights.length === 0) return; // a model too large for the page is shown as it is
   if (location.hash) goTo(location.hash);
   for (const place of document.querySelectorAll<HTMLElement>("[data-widget]")) {
     const Widget = WIDGETS[place.dataset.widget!];

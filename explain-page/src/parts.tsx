@@ -95,11 +95,11 @@ export function PositionChoice() {
 }
 
 /** A row of signed bars with their numbers; most is the length of the longest bar. */
-export function Vector({ row, most, f = 2 }: { row: Row; most?: number; f?: Format }) {
+export function Vector({ row, most, f = 2, columns = 16 }: { row: Row; most?: number; f?: Format; columns?: number }) {
   const numbers = Array.from(row);
   const longest = most ?? (Math.max(...numbers.map(Math.abs)) || 1);
   return (
-    <div class="vector" style={{ "--n": Math.min(16, numbers.length) }}>
+    <div class={`vector ${f === 3 ? "long" : ""}`} style={{ "--n": Math.min(columns, numbers.length) }}>
       {numbers.map((v) => (
         <span style={{ "--v": +(v / longest).toFixed(3) }} data-v={v} data-f={f}>
           {format(v, f)}

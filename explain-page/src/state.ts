@@ -33,7 +33,7 @@ export function encode(given: string): Reading {
     reading.text += known;
     reading.ids.push(id);
   }
-  reading.ids.push(bos);
+  if (data.training.unit !== "stream" || reading.text === "") reading.ids.push(bos); // a stream goes on
   reading.cut = reading.ids.length - 1 > config.block_size;
   return reading;
 }
@@ -51,7 +51,8 @@ export const head = signal(0);
 export const step = signal<number | null>(null); // index of a snapshot; null: the model itself
 export const temperature = signal(data.sampling.temperature);
 export const section = signal("");
-const wanted = signal(0); // a shorter text has fewer positions, and a longer one brings it back
+const START = 2; // a position with something to look back at
+const wanted = signal(START); // a shorter text has fewer positions, and a longer one brings it back
 
 export const reading = computed(() => encode(given.value));
 export const inputs = computed(() => reading.value.ids.slice(0, -1).slice(0, config.block_size));
@@ -83,7 +84,7 @@ export function lossOf(w: Weights, ids: number[], off?: ReadonlySet<string>): nu
 export const address = computed(() => {
   const parts: [string, string | number | null][] = [
     ["text", given.value === data.texts[0].text ? null : given.value],
-    ["position", position.value || null],
+    ["position", wanted.value === START ? null : wanted.value],
     ["layer", layer.value || null],
     ["head", head.value || null],
     ["step", step.value === null ? null : data.snapshots![step.value].step],
@@ -97,13 +98,13 @@ export const address = computed(() => {
 export function goTo(hash: string): string {
   const [name, ...parts] = hash.replace(/^#/, "").split(";");
   const get = new Map(parts.map((part) => part.split("=", 2) as [string, string]));
-  const number = (key: string, most: number) => {
-    const value = Number(get.get(key) ?? 0);
-    return Number.isInteger(value) && value >= 0 && value <= most ? value : 0;
+  const number = (key: string, most: number, otherwise = 0) => {
+    const value = Number(get.get(key) ?? otherwise);
+    return Number.isInteger(value) && value >= 0 && value <= most ? value : otherwise;
   };
   batch(() => {
     given.value = get.has("text") ? decode(get.get("text")!) : data.texts[0].text;
-    wanted.value = number("position", config.block_size - 1);
+    wanted.value = number("position", config.block_size - 1, START);
     layer.value = number("layer", config.n_layer - 1);
     head.value = number("head", config.n_head - 1);
     const snapshot = (data.snapshots ?? []).findIndex((s) => String(s.step) === get.get("step"));

@@ -92,7 +92,7 @@ function CellInDetail({ query, keyAt }: { query: number; keyAt: number }) {
   const products = a.map((value, i) => value * b[i]);
   const most = Math.max(...[...a, ...b, ...products].map(Math.abs));
   const row = all[h][query];
-  useMark("attend", "columns = ");
+  useMark("attend", "return _softmax(");
   const lines: [string, number[]][] = [
     [t("attention.q", { token: tokenName(inputs.value[query]), position: query }), a],
     [t("attention.k", { token: tokenName(inputs.value[keyAt]), position: keyAt }), b],

@@ -184,24 +184,22 @@ function nudged(name: string, row: number, column: number, by: number): Weights 
   return { ...trained, [name]: trained[name].map((own, i) => (i === row ? changed : own)) };
 }
 
-function steepest(): [string, number, number] {
-  let best: [string, number, number] = ["wte", 0, 0];
-  let most = 0;
-  for (const [name, rows] of Object.entries(grads!)) {
-    rows.forEach((row, i) =>
-      Array.from(row).forEach((grad, j) => {
-        if (Math.abs(grad) > most) [most, best] = [Math.abs(grad), [name, i, j]];
-      }),
-    );
-  }
+/** The number of a token vector on which the loss depends most. */
+function steepest(): [number, number] {
+  let [best, most]: [[number, number], number] = [[0, 0], 0];
+  grads!.wte.forEach((row, i) =>
+    Array.from(row).forEach((grad, j) => {
+      if (Math.abs(grad) > most) [most, best] = [Math.abs(grad), [i, j]];
+    }),
+  );
   return best;
 }
 
 export function Nudge() {
   const start = steepest();
-  const name = useSignal(start[0]);
-  const row = useSignal(start[1]);
-  const column = useSignal(start[2]);
+  const name = useSignal("wte");
+  const row = useSignal(start[0]);
+  const column = useSignal(start[1]);
   const by = useSignal(0.05);
   const { ids, text } = data.texts[data.grads!.text];
   const [rows, columns] = data.weights.find((tensor) => tensor.name === name.value)!.shape;
@@ -254,8 +252,8 @@ export function Nudge() {
       >
         {(scales) => (
           <>
-            <path class="tangent" d={path([[-0.1, here - 0.1 * grad], [0.1, here + 0.1 * grad]], scales)} />
             <path class="line" d={path(points, scales)} />
+            <path class="tangent" d={path([[-0.1, here - 0.1 * grad], [0.1, here + 0.1 * grad]], scales)} />
             <g class="you" transform={`translate(${scales.x(by.value)} ${scales.y(loss(by.value))})`}>
               <circle r={6} />
             </g>

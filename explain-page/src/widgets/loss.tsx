@@ -12,6 +12,17 @@ const CURVE: [number, number][] = Array.from({ length: 200 }, (_, i) => {
   return [p, -Math.log(p)];
 });
 
+/** Positions from the top of the chart down, each with the shift that keeps its label readable. */
+function labelled(losses: number[], y: (loss: number) => number): [number, number][] {
+  const order = losses.map((_, i) => i).sort((a, b) => losses[b] - losses[a]);
+  let last = -Infinity;
+  return order.map((i) => {
+    const own = y(losses[i]);
+    last = Math.max(own - 5, last + 13);
+    return [i, last - own];
+  });
+}
+
 export function Curve() {
   const p = useSignal(0.5);
   const { uniform_loss, letter_loss, bigram_loss } = data.dataset;
@@ -28,7 +39,8 @@ export function Curve() {
           <>
             {levels.map(([at, name]) => at != null && <Level at={at} name={name} scales={scales} />)}
             <path class="line" d={path(CURVE.filter(([, loss]) => loss <= top), scales)} />
-            {textLosses.value.map((loss, i) => {
+            {labelled(textLosses.value, scales.y).map(([i, dy]) => {
+              const loss = textLosses.value[i];
               const at = probs.value[i][targets.value[i]];
               return (
                 <g
@@ -37,7 +49,7 @@ export function Curve() {
                   onClick={() => choosePosition(i)}
                 >
                   <circle r={5} />
-                  <text x={9} y={-5}>
+                  <text x={9} y={dy}>
                     {i}: {tokenName(targets.value[i])}
                   </text>
                 </g>

@@ -15,6 +15,8 @@ interface Stage {
   nth?: number;
 }
 
+const INSIDE = new Set(["attn_norm", "q", "k", "v", "heads", "proj", "mlp_norm", "fc1", "relu", "fc2"]);
+
 /** What the vector of a token is after each operation, in the order of GPT.forward. */
 export function stagesOf(at: number, l: number): Stage[] {
   const { tokens, embedding, norm, layers, logits } = trace.value;
@@ -66,7 +68,7 @@ export function Stages() {
           chosen={at}
           choose={(to) => (chosen.value = to)}
           options={stages.map((stage) => (
-            <span data-stage={stage.name}>
+            <span data-stage={stage.name} class={INSIDE.has(stage.name) ? "inside" : undefined}>
               <span>{t(`pipeline.${stage.name}` as Key)}</span> <small>{stage.row.length}</small>
             </span>
           ))}
@@ -74,7 +76,7 @@ export function Stages() {
         <div class="stage" data-stage={name}>
           <h4>{t(`pipeline.${name}` as Key)}</h4>
           <div class="scroll">
-            <Vector row={row} />
+            <Vector row={row} columns={8} />
           </div>
           <p class="says">
             <Words

@@ -32,7 +32,7 @@ export function Logits() {
   const changes = useSignal<{ of: number[]; by: Map<number, number> }>({ of: [], by: new Map() });
   const all = useSignal(false);
   const subtract = useSignal(true);
-  const at = useSignal(4);
+  const at = useSignal(2);
   const own = trace.value.logits[position.value];
   const by = changes.value.of === own ? changes.value.by : new Map<number, number>();
   const logits = own.map((value, id) => by.get(id) ?? value);

@@ -16,7 +16,7 @@ export function LossCurve() {
   const history = data.history!;
   const losses = numbersOf(history.losses);
   const means = numbersOf(history.means);
-  const steps = history.steps ?? Array.from(losses, (_, i) => i + 1);
+  const steps = history.steps ?? Array.from(losses, (_, i) => history.first_step + i);
   const { uniform_loss, letter_loss, bigram_loss } = data.dataset;
   const shown = step.value === null ? null : data.snapshots![step.value].step;
   const lowest = Math.min(...Array.from(losses), bigram_loss ?? Infinity);

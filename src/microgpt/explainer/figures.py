@@ -172,6 +172,7 @@ class Plot:
             '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">'
         ).format(_WIDTH, _HEIGHT, label)
         self._parts: list[Markup] = []
+        self._label = -math.inf  # where the last label of a point stands
         for tick, text in _ticks(*y):
             self._add(
                 '<g class="tick"><line x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
@@ -217,11 +218,13 @@ class Plot:
         return self
 
     def point(self, x: float, y: float, name: str) -> Plot:
-        """Add a point with its name."""
+        """Add a point with its name, from the top down: a name is moved below the last one."""
+        left, top = self._at(x, y)
+        self._label = max(top - 5, self._label + 13)
         self._add(
             '<g class="point" transform="translate({} {})"><circle r="5"/>'
-            '<text x="9" y="-5">{}</text></g>',
-            *self._at(x, y), name,
+            '<text x="9" y="{}">{}</text></g>',
+            left, top, round(self._label - top, 1), name,
         )  # fmt: skip
         return self
 
