@@ -67,7 +67,7 @@ export interface Data {
   dataset: Dataset;
   weights: Tensor[];
   texts: { text: string; ids: number[]; loss: number; losses: number[] }[];
-  grads: { text: number; nonzero: number; data: Tensor[] } | null;
+  grads: { text: number; nonzero: number; data: Tensor[] | null };
   graphs: Graph[];
   adam: {
     source: "record" | "text";

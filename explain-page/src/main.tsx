@@ -3,6 +3,7 @@
  * this script, or with data that it cannot read, those stay.
  */
 
+import "./problem";
 import { effect } from "@preact/signals";
 import { type ComponentType, render } from "preact";
 import { Badge, Examples, Predictions, ReadingBar } from "./widgets/header";
@@ -49,6 +50,11 @@ function start() {
     render(<Widget />, place);
   }
   document.documentElement.classList.add("js");
+  const narrow = matchMedia("(max-width: 899px)").matches;
+  for (const source of document.querySelectorAll<HTMLDetailsElement>("details.source")) source.open = !narrow;
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("details")) folded.open = true;
+  });
   followReader();
 }
 

@@ -175,7 +175,7 @@ export function Slices() {
   );
 }
 
-const grads = data.grads && Object.fromEntries(data.weights.map(({ name }, i) => [name!, blockOf(data.grads!.data[i])]));
+const grads = data.grads.data && Object.fromEntries(data.weights.map(({ name }, i) => [name!, blockOf(data.grads.data![i])]));
 
 /** Weights with one number moved; the others are shared. */
 function nudged(name: string, row: number, column: number, by: number): Weights {
@@ -201,7 +201,7 @@ export function Nudge() {
   const row = useSignal(start[0]);
   const column = useSignal(start[1]);
   const by = useSignal(0.05);
-  const { ids, text } = data.texts[data.grads!.text];
+  const { ids, text } = data.texts[data.grads.text];
   const [rows, columns] = data.weights.find((tensor) => tensor.name === name.value)!.shape;
   const [i, j] = [Math.min(row.value, rows - 1), Math.min(column.value, columns - 1)];
   const loss = (delta: number) => lossOf(nudged(name.value, i, j, delta), ids);

@@ -13,40 +13,44 @@ interface Stage {
   row: Row;
   code: string; // a line of GPT.forward that has it
   nth?: number;
+  from?: [Key, Row][]; // what it is computed from, if that is not the stage before
 }
 
 const INSIDE = new Set(["attn_norm", "q", "k", "v", "heads", "proj", "mlp_norm", "fc1", "relu", "fc2"]);
 
 /** What the vector of a token is after each operation, in the order of GPT.forward. */
 export function stagesOf(at: number, l: number): Stage[] {
-  const { tokens, embedding, norm, layers, logits } = trace.value;
+  const { tokens, positions, embedding, norm, layers, logits } = trace.value;
   const it = layers[l];
+  const normed: [Key, Row][] = [["pipeline.attn_norm", it.norm[at]]];
   return [
     { name: "token", row: tokens[at], code: 'embedding(w["wte"]' },
-    { name: "embedding", row: embedding[at], code: "self.position_embedding(" },
+    { name: "embedding", row: embedding[at], code: "self.position_embedding(", from: [["pipeline.token", tokens[at]], ["pipeline.position", positions[at]]] },
     { name: "norm", row: norm[at], code: "x = rmsnorm(x)" },
     ...(l > 0 ? [{ name: "input", row: it.input[at], code: "for i in range" }] : []),
     { name: "attn_norm", row: it.norm[at], code: "x = rmsnorm(x)", nth: 1 },
     { name: "q", row: it.q[at], code: "q = linear(" },
-    { name: "k", row: it.k[at], code: "k = linear(" },
-    { name: "v", row: it.v[at], code: "v = linear(" },
+    { name: "k", row: it.k[at], code: "k = linear(", from: normed },
+    { name: "v", row: it.v[at], code: "v = linear(", from: normed },
     { name: "heads", row: it.heads[at], code: "x = attention(" },
     { name: "proj", row: it.proj[at], code: "attn_wo" },
-    { name: "attn_out", row: it.attnOut[at], code: "attn_wo" },
+    { name: "attn_out", row: it.attnOut[at], code: "attn_wo", from: [["pipeline.before", it.input[at]], ["pipeline.proj", it.proj[at]]] },
     { name: "mlp_norm", row: it.mlpNorm[at], code: "x = rmsnorm(x)", nth: 2 },
     { name: "fc1", row: it.fc1[at], code: "mlp_fc1" },
     { name: "relu", row: it.hidden[at], code: "mlp_fc1" },
     { name: "fc2", row: it.fc2[at], code: "mlp_fc2" },
-    { name: "mlp_out", row: it.mlpOut[at], code: "mlp_fc2" },
+    { name: "mlp_out", row: it.mlpOut[at], code: "mlp_fc2", from: [["pipeline.before", it.attnOut[at]], ["pipeline.fc2", it.fc2[at]]] },
     ...(l < config.n_layer - 1 ? [] : [{ name: "logits", row: logits[at], code: "lm_head" }]),
   ];
 }
 
 export function Stages() {
-  const chosen = useSignal(0);
+  const chosen = useSignal(9); // the first "add"
   const stages = stagesOf(position.value, layer.value);
   const at = Math.min(chosen.value, stages.length - 1);
-  const { name, row, code, nth } = stages[at];
+  const { name, row, code, nth, from } = stages[at];
+  const before = stages[Math.max(0, at - 1)];
+  const sources = from ?? (at && name !== "input" ? ([[`pipeline.${before.name}`, before.row]] as [Key, Row][]) : []);
   useMark("forward", code, nth);
   const numbers = Array.from(row);
   const zeros = numbers.filter((v) => v === 0).length;
@@ -74,8 +78,14 @@ export function Stages() {
           ))}
         />
         <div class="stage" data-stage={name}>
-          <h4>{t(`pipeline.${name}` as Key)}</h4>
-          <div class="scroll">
+          {sources.map(([key, numbers], i) => (
+            <div class="scroll source-row" data-from={i}>
+              <h5>{t(key)}</h5>
+              <Vector row={numbers} columns={8} />
+            </div>
+          ))}
+          <div class="scroll result-row">
+            <h4>{t(`pipeline.${name}` as Key)}</h4>
             <Vector row={row} columns={8} />
           </div>
           <p class="says">

@@ -82,7 +82,7 @@ const decode = (draws: Draw[]) => draws.filter(({ token }) => token !== bos).map
 
 /** Draw one token after another: the bar of probabilities, and where the number falls. */
 export function Generation() {
-  const seed = useSignal(data.sampling.seed ?? data.training.seed);
+  const seed = useSignal(String(data.sampling.seed ?? data.training.seed));
   const replay = useSignal<number | null>(0);
   const at = useSignal(0);
   const { samples, top_k, temperature: recorded } = data.sampling;
@@ -103,7 +103,7 @@ export function Generation() {
             min={0}
             value={seed.value}
             onInput={(event) => {
-              seed.value = Math.max(0, Math.trunc(Number(event.currentTarget.value)) || 0);
+              seed.value = /^\d+$/.test(event.currentTarget.value) ? event.currentTarget.value : "0";
               replay.value = null;
               at.value = 0;
             }}
@@ -165,8 +165,8 @@ export function Generation() {
 }
 
 /** The first ten documents that a seed gives, and the draws of the first of them. */
-function drawn(seed: number): [Draw[], string[]] {
-  const rng = new Random(seed);
+function drawn(seed: string): [Draw[], string[]] {
+  const rng = new Random(BigInt(seed));
   const documents = Array.from({ length: 10 }, () => sample(weights.value, config, how.value, rng));
   return [documents[0], documents.map(decode)];
 }

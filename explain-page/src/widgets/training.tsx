@@ -110,9 +110,10 @@ export function Iteration() {
   const adam = data.adam!;
   const at = useSignal(0);
   const name = ITERATION[at.value];
-  const { ids, text } = adam.documents[0];
-  const targets = ids.slice(1);
-  const losses = adam.losses[0];
+  const text = adam.documents.map((document) => document.text).join("”, “");
+  const losses = adam.losses.flat();
+  const targets = adam.documents.flatMap(({ ids }, i) => ids.slice(1, adam.losses[i].length + 1));
+  const most = Math.max(...losses);
   const grads = adam.grad.map(numbersOf);
   const nonzero = grads.reduce((total, numbers) => total + numbers.filter((v) => v !== 0).length, 0);
   useMark(CODE[name][0], CODE[name][1]);
@@ -133,13 +134,14 @@ export function Iteration() {
           lr: format(adam.lr, "g"),
         })}
       />
-      {at.value === 1 && (
-        <p class="window">
-          {ids.map((id) => (
-            <Token id={id} />
-          ))}
-        </p>
-      )}
+      {at.value === 1 &&
+        adam.documents.map(({ ids }) => (
+          <p class="window">
+            {ids.map((id) => (
+              <Token id={id} />
+            ))}
+          </p>
+        ))}
       {(at.value === 2 || at.value === 3) && (
         <table class="bars losses" aria-label={t("training.losses")}>
           <tbody>
@@ -148,7 +150,7 @@ export function Iteration() {
                 <th scope="row">
                   <Token id={targets[i]} />
                 </th>
-                <td class="bar" style={{ "--p": +(loss / Math.max(...losses)).toFixed(4) }} />
+                <td class="bar" style={{ "--p": +(loss / most).toFixed(4) }} />
                 <td>
                   <Num v={loss} />
                 </td>
