@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+import subprocess
 import sys
 from array import array
 from base64 import b64decode
@@ -14,6 +16,7 @@ from random import Random
 import pytest
 
 import microgpt as mg
+from microgpt.cli import run_command
 from microgpt.explainer import contents, page
 from microgpt.explainer.graphs import score_gradients, size
 from microgpt.explainer.listings import LISTINGS, listings
@@ -153,9 +156,10 @@ def test_only_a_run_of_a_gpt_is_explained(run):
     class Own(mg.GPT):
         pass
 
-    for other, message in ((mg.prepare(DOCS, model=Own), "explain knows what GPT computes, not Own"), (run.model, "explain takes a run, .*not GPT")):
-        with pytest.raises(TypeError, match=message):
-            mg.explain(other, "anna")
+    with pytest.raises(TypeError, match="explain knows what GPT computes, not Own"):
+        mg.explain(mg.prepare(DOCS, model=Own), "anna")
+    with pytest.raises(TypeError, match="explain takes a run, .*not GPT"):
+        mg.trace(run.model, "anna")
 
 
 HUGE = [1e308, -1.7e308, 1e160, 1e39, 5e-324, 0.0, -0.0, 1.0]
@@ -679,6 +683,107 @@ def test_documents_that_look_like_html_are_harmless_in_a_script():
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == json.loads(json.dumps(data))
     assert json.loads(text)["texts"][0]["text"] == docs[0]
+
+
+# The same from both cores, and from the command
+
+
+def compared(a, b):
+    """Return the largest difference between the numbers of two data; the rest is equal."""
+    if isinstance(a, dict) and "dtype" in a:
+        assert (a["dtype"], a["shape"]) == (b["dtype"], b["shape"])
+        return compared(numbers_of(a), numbers_of(b))
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return max((compared(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        return max((compared(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    if isinstance(a, float) or isinstance(b, float):
+        return abs(a - b)
+    assert a == b
+    return 0.0
+
+
+def test_both_cores_give_the_same_data(path):
+    found = []
+    for core in ("python", "cython"):
+        command = [sys.executable, "-m", "microgpt", "explain", str(path), "--json", "--text=nina"]
+        environment = {**os.environ, "MICROGPT_BACKEND": core, "SOURCE_DATE_EPOCH": "0"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if "the compiled core was not built" in done.stderr:
+            pytest.skip("the compiled core was not built")
+        assert done.returncode == 0 and done.stderr == ""
+        found.append(json.loads(done.stdout))
+        assert found[-1]["meta"].pop("backend") == core
+    assert compared(*found) <= 1e-12
+
+
+def test_the_command_prints_what_explain_gives(path, capsys, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    command = ["explain", str(path), "--json", "--text", "Nina", "--seed", "3", "--top-k", "2"]
+    assert run_command(command) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    run = mg.load(path, DOCS)
+    run.dataset = str(path.with_name("names.txt"))
+    line = f"microgpt explain {path} --text=Nina --json --top-k 2 --seed 3"
+    expected = mg.explain(run, "Nina", seed=3, top_k=2, path=path, command=line).data
+    assert found == json.loads(json.dumps(expected)) and captured.err == ""
+    assert found["meta"]["date"] == "1970-01-02T00:00:00Z"
+    assert found["meta"]["file"] == "names.safetensors" and len(found["meta"]["sha256"]) == 64
+    assert run_command(line.split()[1:]) == 0  # the command that the page names makes it again
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_the_stored_data_are_used_only_if_they_are_still_the_same(path, capsys):
+    names = path.with_name("names.txt")
+    for change in (lambda: names.write_text("other\n"), names.unlink, lambda: os.mkfifo(names)):
+        change()
+        assert run_command(["explain", str(path), "--json"]) == 0
+        captured = capsys.readouterr()
+        assert "the page does without the training data" in captured.err
+        assert captured.err.count("\n") == 1
+        assert not json.loads(captured.out)["dataset"]["present"]
+    other = path.with_name("copy.txt")
+    other.write_text("\n".join(DOCS))
+    assert run_command(["explain", str(path), "--json", "--data", str(other)]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"]["name"] == str(other)
+
+
+def refused(*arguments):
+    return pytest.param(arguments[:-1], arguments[-1], id=" ".join(arguments[:-1])[:40])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        refused("--json", "give a MODEL to explain, or --demo"),
+        refused("MODEL", "--demo", "--json", "give a MODEL to explain, or --demo"),
+        refused("MODEL", "give --out FILE for a page, or --json for its data"),
+        refused("MODEL", "--json", "--out", "x.html", "give --out FILE for a page, or --json"),
+        refused("--demo", "--json", "--data", "x", "--demo trains on the bundled names"),
+        refused("MODEL", "--json", "--text", "", "a text must not be empty"),
+        refused("MODEL", "--json", "--text", "nina", "--text", "é", "character 'é' is not in the"),
+        refused("--demo", "--json", "--text", "é", "character 'é' is not in the alphabet"),
+        refused("--demo", "--json", "--top-k", "0", "top_k must be at least 1, not 0"),
+        refused("MODEL", "--json", "--temperature", "-1", "temperature must be at least 0"),
+        refused("MODEL", "--json", "--temperature", "nan", "temperature"),
+        refused("MODEL", "--json", "--max-snapshots", "-1", "max_snapshots must be at least 0"),
+        refused("MODEL", "--json", "--seed", str(10**30), "seed must be at most"),
+        refused("nothing.safetensors", "--json", "nothing.safetensors"),
+        refused("DATA", "--json", "names.txt: is not a safetensors file"),
+        refused("MODEL", "--json", "--data", "MODEL", "not UTF-8"),
+        refused("MODEL", "--json", "--data", "nothing.txt", "nothing.txt"),
+        refused("MODEL", "--json", "--snapshots", "3", "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_in_one_line(arguments, message, path, capsys):
+    words = {"MODEL": str(path), "DATA": str(path.with_name("names.txt"))}
+    assert run_command(["explain", *(words.get(word, word) for word in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("microgpt") and message in captured.err
 
 
 # Recorded numbers of 1,000 steps

@@ -38,7 +38,7 @@ from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import named, one_line, printable, reason, try_writing, write_whole
 from .grid import plan
 from .model import Config
-from .options import WRONG_INPUT, flag_of, given, parse
+from .options import EXPLAIN, WRONG_INPUT, flag_of, given, name_of, parse
 from .outputs import Outputs, RunKept
 from .plots import plot_losses
 from .progress import Progress, someone_looks
@@ -50,6 +50,7 @@ from .training import (
     TrainConfig,
     advice,
     describe_losses,
+    finish,
     prepare,
     recent_mean,
     steps,
@@ -498,6 +499,81 @@ def _plot(options: Namespace) -> int:
     return DONE
 
 
+def _explain(options: Namespace) -> int:
+    from .explainer.page import check_output, explain  # no other command should load it
+    from .explainer.passes import trace
+
+    draw = {"temperature": options.temperature, "top_k": options.top_k}
+    with _user_input():
+        if options.demo == (options.model is not None):
+            raise ValueError("give a MODEL to explain, or --demo")
+        if options.json == (options.out is not None):
+            raise ValueError("give --out FILE for a page, or --json for its data")
+        if options.demo and options.data is not None:
+            raise ValueError("--demo trains on the bundled names, not on --data")
+        if options.out is not None:
+            try:
+                check_output(options.out)
+            except ImportError as error:
+                raise ValueError(error) from None
+        run = _demo() if options.demo else _with_documents_if_known(options)
+        generate(run, 0, rng=run.rng, **draw)  # checks these, and the texts, early
+        for text in options.text:
+            trace(run, text)
+    if options.demo:
+        finish(run)
+    with _user_input():
+        report = explain(
+            run,
+            options.text,
+            seed=options.seed,
+            max_snapshots=options.max_snapshots,
+            path=options.model,
+            command=_command_line(options),
+            demo=options.demo,
+            **draw,
+        )
+        if options.json:
+            print(json.dumps(report.data, allow_nan=False))
+        else:
+            report.save(options.out)
+    for line in report.data["meta"]["dropped"]:
+        _say(f"left out of the page: {line}")
+    if options.out is not None:
+        print(f"page: {printable(options.out)} ({os.path.getsize(options.out):,} bytes)")
+    return DONE
+
+
+def _demo() -> Run:
+    return prepare(load_documents(), record=True)
+
+
+def _with_documents_if_known(options: Namespace) -> Run:
+    """Return a saved run, with its documents if they are given, or still where they were."""
+    run = load(options.model)
+    try:
+        return _with_documents(run, options.model, options.data)
+    except (OSError, ValueError) as error:
+        if options.data is not None:
+            raise
+        _say(f"the page does without the training data: {reason(error)}")
+        return run
+
+
+def _command_line(options: Namespace) -> str:
+    """Return the command of these options, as a shell takes it."""
+    words = ["microgpt", options.command, *([] if options.demo else [options.model])]
+    for flag, (kind, default, *_) in EXPLAIN.items():
+        value = getattr(options, name_of(flag))
+        if kind is bool:
+            words += [flag] if value else []
+        elif kind is list:
+            words += [f"{flag}={item}" for item in value]
+        elif value != default:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
 def _info(options: Namespace) -> int:
     found = _installation() if options.model is None else _contents(options.model)
     if options.json:
@@ -588,5 +664,6 @@ COMMANDS = {
     "eval": _eval,
     "score": _score,
     "plot": _plot,
+    "explain": _explain,
     "info": _info,
 }

@@ -87,8 +87,8 @@ TRAIN = {
               "is interrupted"),
     "--save-every": (positive, None, "N", "save every N steps too"),
     "--snapshots": (bool, False, None, "keep a copy of each save, with its step in the name"),
-    "--record": (bool, False, None, "keep snapshots of the parameters in the file too, which show "
-                 "how the model learned"),
+    "--record": (bool, False, None, "keep snapshots of the parameters in the file too, from which "
+                 "microgpt explain shows how the model learned"),
     "--resume": (str, None, "MODEL", "continue this run; it is saved there again unless --out is "
                  "given, and what belongs to the run cannot change"),
     "--log": (str, None, "FILE", "write one JSON line per step: step, loss, lr, tokens, seconds, "
@@ -165,6 +165,20 @@ SCORE = {
     "--top": (int, 3, "N", "how many of the most likely tokens"),
     "--json": (bool, False, None, "print one JSON object per line"),
 }
+EXPLAIN = {
+    "--text": (list, None, "TEXT", "a text to explain, such as a name; give it several times for "
+               "more of them (default: two of the data, or samples)"),
+    "--out": (str, None, "FILE", "write the page to this HTML file"),
+    "--demo": (bool, False, None, "explain a model that is trained now, on the bundled "
+               "names, for 1,000 steps"),
+    "--json": (bool, False, None, "print the data of the page as one JSON object instead"),
+    "--data": (str, None, "FILE", "the training data (default: the file that the training read, if "
+               "it is still there)"),
+    "--max-snapshots": (int, 16, "N", "how many of a training with --record are shown"),
+    "--temperature": TEMPERATURE,
+    "--top-k": SAMPLE["--top-k"],
+    "--seed": SAMPLE["--seed"],
+}  # fmt: skip
 INFO = {"--json": (bool, False, None, "print one JSON object")}
 PLOT = {
     "--out": (str, None, "FILE", "the picture: a name that ends with .png, .svg or .pdf"),
@@ -204,6 +218,12 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, dict[str, An
              "Draw the losses of runs, step by step and smoothed, with the validation losses and "
              "two baselines for scale, into one picture. It needs Matplotlib.",
              "one.safetensors two.safetensors --out losses.png", ("models",), {"options": PLOT}),
+    "explain": ("write a page that explains a saved model",
+                "Write one HTML file that takes a reader through a saved model, with its own "
+                "numbers for the reader's texts: data, tokens, attention, gradients, training, "
+                "samples. It opens in a browser and needs no network.",
+                "names.safetensors --text emma --text olivia --out names.html", ("model?",),
+                {"options": EXPLAIN}),
     "info": ("show what a saved model is, or the version, the core and the platform",
              "Print what a file holds: sizes, settings, progress, data. Without one, print what to "
              "include in a bug report: version, core, platform.",
@@ -287,6 +307,9 @@ def _add(
 ) -> None:
     if kind is bool:
         group.add_argument(flag, action="store_true", help=help)
+        return
+    if kind is list:
+        group.add_argument(flag, action="append", default=[], metavar=metavar, help=help)
         return
     choices = UNITS if flag == "--unit" else None
     if default in (TrainConfig, Config):

@@ -218,7 +218,7 @@ def prepare(
     docs: the documents; an empty one is an error.
     init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
-    record: whether to keep a Record, which shows how the model learned.
+    record: whether to keep a Record, from which `explain` shows how the model learned.
     steps to val_seed: as in TrainConfig; the sizes: as in Config.
 
     Raises TypeError if docs is a string, a document is not, or model is no such class; ValueError
