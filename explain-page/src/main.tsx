@@ -17,11 +17,11 @@ import { Cosines, Map2D, Sum } from "./widgets/embedding";
 import { HeadSwitches, Heads } from "./widgets/attention";
 import { StageSwitches, Stages } from "./widgets/pipeline";
 import { AdamLens, Iteration, LossCurve, Snapshots } from "./widgets/training";
-import { Distribution, Generation } from "./widgets/sampling";
+import { Distribution, Generation, generator } from "./widgets/sampling";
 import { SizeSliders } from "./widgets/efficiency";
 import { Checks, Downloads } from "./widgets/check";
 import { forward } from "./model";
-import { Random, sample } from "./sampling";
+import { sample } from "./sampling";
 import { address, config, data, encode, goTo, section, trained } from "./state";
 
 const WIDGETS: Record<string, ComponentType> = {
@@ -95,14 +95,14 @@ function followReader() {
   });
 }
 
-/** For the reader's console: microgpt.logits("emma"), microgpt.sample(42, 0.5, 10). */
+/** For the reader's console: microgpt.logits("emma"), microgpt.sample(42, 0.5, 10). Seed "": the run's own generator. */
 const api = {
   data,
   logits(text: string): number[][] {
     return forward(trained, config, encode(text).ids.slice(0, -1).slice(0, config.block_size)).logits;
   },
-  sample(seed: number | bigint, temperature = 0.5, n = 20, topK: number | null = null): string[] {
-    const rng = new Random(seed);
+  sample(seed: number | bigint | "", temperature = 0.5, n = 20, topK: number | null = null): string[] {
+    const rng = generator(String(seed));
     const documents = Array.from({ length: n }, () => sample(trained, config, { temperature, topK }, rng));
     return documents.map((draws) => draws.map(({ token }) => data.vocab.chars[token] ?? "").join(""));
   },

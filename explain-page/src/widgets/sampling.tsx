@@ -82,7 +82,7 @@ const decode = (draws: Draw[]) => draws.filter(({ token }) => token !== bos).map
 
 /** Draw one token after another: the bar of probabilities, and where the number falls. */
 export function Generation() {
-  const seed = useSignal(String(data.sampling.seed ?? data.training.seed));
+  const seed = useSignal(data.sampling.seed === null ? "" : String(data.sampling.seed));
   const replay = useSignal<number | null>(0);
   const at = useSignal(0);
   const { samples, top_k, temperature: recorded } = data.sampling;
@@ -99,11 +99,11 @@ export function Generation() {
         <label>
           {t("sampling.seed")}{" "}
           <input
-            type="number"
-            min={0}
+            inputMode="numeric"
             value={seed.value}
+            placeholder={data.sampling.rng_state ? t("sampling.own") : "0"}
             onInput={(event) => {
-              seed.value = /^\d+$/.test(event.currentTarget.value) ? event.currentTarget.value : "0";
+              seed.value = event.currentTarget.value;
               replay.value = null;
               at.value = 0;
             }}
@@ -164,10 +164,17 @@ export function Generation() {
   );
 }
 
-/** The first ten documents that a seed gives, and the draws of the first of them. */
+/** Python's generator for a seed; without one, that of the run, which goes on where it stopped. */
+export function generator(seed: string): Random {
+  const state = data.sampling.rng_state;
+  if (seed.trim() === "" && state) return Random.from(state);
+  return new Random(BigInt(/^-?\d+$/.test(seed.trim()) ? seed.trim() : 0));
+}
+
+/** The first documents that a seed gives, and the draws of the first of them. */
 function drawn(seed: string): [Draw[], string[]] {
-  const rng = new Random(BigInt(seed));
-  const documents = Array.from({ length: 10 }, () => sample(weights.value, config, how.value, rng));
+  const rng = generator(seed);
+  const documents = Array.from({ length: 20 }, () => sample(weights.value, config, how.value, rng));
   return [documents[0], documents.map(decode)];
 }
 
