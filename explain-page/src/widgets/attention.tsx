@@ -69,7 +69,7 @@ export function Heads() {
         <div class="panes">
           {heads.map((i) => (
             <div>
-              <h4>{t("attention.head", { head: i })}</h4>
+              <h3>{t("attention.head", { head: i })}</h3>
               <Weights of={i} key_={key} choose={(r, c) => (choose(r, c), (head.value = i))} compact />
             </div>
           ))}
@@ -100,10 +100,10 @@ function CellInDetail({ query, keyAt }: { query: number; keyAt: number }) {
   ];
   return (
     <div class="detail" data-cell={`${query},${keyAt}`}>
-      <h4>{t("attention.cell", { query, key: keyAt, head: h })}</h4>
+      <h3>{t("attention.cell", { query, key: keyAt, head: h })}</h3>
       {lines.map(([name, numbers], i) => (
         <div class="named" data-row={i}>
-          <h5>{name}</h5>
+          <h4>{name}</h4>
           <Vector row={numbers} most={most} f={3} />
         </div>
       ))}

@@ -45,12 +45,12 @@ export function Sum() {
       <div class="scroll sum">
         {rows.map(([name, row], i) => (
           <div class="named" data-row={i}>
-            <h4>{["", "+ ", "= "][i] + name}</h4>
+            <h3>{["", "+ ", "= "][i] + name}</h3>
             <Vector row={row} most={most} />
           </div>
         ))}
         <div class="named" data-row="3">
-          <h4>{t("embedding.norm")}</h4>
+          <h3>{t("embedding.norm")}</h3>
           <Vector row={norm[at]} />
         </div>
       </div>

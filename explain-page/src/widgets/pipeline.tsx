@@ -80,12 +80,12 @@ export function Stages() {
         <div class="stage" data-stage={name}>
           {sources.map(([key, numbers], i) => (
             <div class="scroll source-row" data-from={i}>
-              <h5>{t(key)}</h5>
+              <h4>{t(key)}</h4>
               <Vector row={numbers} columns={8} />
             </div>
           ))}
           <div class="scroll result-row">
-            <h4>{t(`pipeline.${name}` as Key)}</h4>
+            <h3>{t(`pipeline.${name}` as Key)}</h3>
             <Vector row={row} columns={8} />
           </div>
           <p class="says">

@@ -149,7 +149,7 @@ export function Generation() {
         }
       />
       <Origin of={listed ? "package" : "page"} />
-      <h4>{t("sampling.listed", { temperature: format(recorded, 2) })}</h4>
+      <h3>{t("sampling.listed", { temperature: format(recorded, 2) })}</h3>
       <ol class="names">
         {samples.map(({ text, known }, i) => (
           <li>

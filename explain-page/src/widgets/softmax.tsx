@@ -71,7 +71,7 @@ export function Logits() {
           <tr>
             <th scope="col">{t("softmax.token")}</th>
             <th scope="col">{t("softmax.logit")}</th>
-            <th scope="col" />
+            <td />
             <th scope="col" colSpan={2}>
               {t("softmax.probability")}
             </th>

@@ -29,9 +29,9 @@ export function Vocabulary() {
     <ul class="boxes vocabulary">
       {data.vocab.chars.map((char, id) => (
         <li class={tokenColour(id)}>
-          <button type="button" onClick={() => (given.value += char)} aria-label={t("tokens.append", { token: tokenName(id), id })}>
-            <b>{tokenName(id)}</b>
-            <span>{id}</span>
+          <button type="button" onClick={() => (given.value += char)}>
+            <span class="hidden">{t("tokens.append")} </span>
+            <b>{tokenName(id)}</b> <span>{id}</span>
           </button>
         </li>
       ))}
