@@ -6,5 +6,6 @@ bench: ; python benchmarks/compare.py && python benchmarks/growth.py && pytest b
 pictures: ; cd docs && sed -n '/^```python/,/^```/{/^```/!p;}' pictures.md | python
 asan: ; .ci/asan
 soak: ; .ci/soak
+page: ; cd explain-page && npm ci && npm run check && npm run build
 clean: ; rm -rf build dist src/*.egg-info src/microgpt/_core.c src/microgpt/_core.*.so .pytest_cache .mypy_cache .ruff_cache
-.PHONY: build test lint bench pictures asan soak clean
+.PHONY: build test lint bench pictures asan soak page clean
