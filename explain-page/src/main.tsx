@@ -49,7 +49,7 @@ function start() {
     place.replaceChildren();
     render(<Widget />, place);
   }
-  document.documentElement.classList.add("js");
+  document.body.classList.add("js");
   const narrow = matchMedia("(max-width: 899px)").matches;
   for (const source of document.querySelectorAll<HTMLDetailsElement>("details.source")) source.open = !narrow;
   addEventListener("beforeprint", () => {

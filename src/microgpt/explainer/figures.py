@@ -175,7 +175,7 @@ class Plot:
         self._label = -math.inf  # where the last label of a point stands
         for tick, text in _ticks(*y):
             self._add(
-                '<g class="tick"><line x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
+                '<g class="tick"><line stroke="currentColor" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
                 '<text x="{}" y="{}" text-anchor="end">{}</text></g>',
                 _LEFT, _RIGHT, _LEFT - 6, self._at(0, tick)[1] + 4, text, y=self._at(0, tick)[1],
             )  # fmt: skip
@@ -203,7 +203,7 @@ class Plot:
     def line(self, points: Iterable[Sequence[float]], kind: str = "line") -> Plot:
         """Add a line through points; kind: its class."""
         path = "L".join("{},{}".format(*self._at(x, y)) for x, y in points)
-        self._add('<path class="{}" d="M{}"/>', kind, path)
+        self._add('<path class="{}" fill="none" stroke="currentColor" d="M{}"/>', kind, path)
         return self
 
     def level(self, y: float | None, name: str) -> Plot:
@@ -211,7 +211,7 @@ class Plot:
         if y is not None and self._y[0] <= y <= self._y[1]:
             at = self._at(0, y)[1]
             self._add(
-                '<g class="level"><line x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
+                '<g class="level"><line stroke="currentColor" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
                 '<text x="{}" y="{}" text-anchor="end">{}</text></g>',
                 _LEFT, _RIGHT, _RIGHT, at - 4, name, y=at,
             )  # fmt: skip
@@ -222,7 +222,8 @@ class Plot:
         left, top = self._at(x, y)
         self._label = max(top - 5, self._label + 13)
         self._add(
-            '<g class="point" transform="translate({} {})"><circle r="5"/>'
+            '<g class="point" transform="translate({} {})">'
+            '<circle r="5" fill="none" stroke="currentColor"/>'
             '<text x="9" y="{}">{}</text></g>',
             left, top, round(self._label - top, 1), name,
         )  # fmt: skip
