@@ -32,7 +32,8 @@ export function Picture({ nodes, here, label }: { nodes: Node[]; here: ReadonlyS
           node.children.map((id) => {
             const [x1, y1] = place(byId.get(id)!);
             const [x2, y2] = place(node);
-            const [from, to, middle] = [x1 + BOX.width, x2, (x1 + BOX.width + x2) / 2];
+            const [from, to] = [x1 + BOX.width, x2];
+            const middle = to - Math.min((to - from) / 2, 24); // a long one stays level until it is past the others
             const [a, b] = [y1 + BOX.height / 2, y2 + BOX.height / 2];
             return <path class={here.has(node.id) && here.has(id) ? "here" : ""} d={`M${from},${a}C${middle},${a} ${middle},${b} ${to},${b}`} />;
           }),
