@@ -94,7 +94,7 @@ export interface Data {
     window: number;
     thinned: boolean;
   } | null;
-  snapshots: { step: number; weights: Tensor; samples: string[]; losses: number[] }[] | null;
+  snapshots: { step: number; weights: Tensor | null; samples: string[]; losses: number[] }[] | null;
   sampling: {
     seed: number | null;
     temperature: number;

@@ -60,10 +60,13 @@ export const targets = computed(() => reading.value.ids.slice(1, inputs.value.le
 export const position = computed(() => Math.min(wanted.value, inputs.value.length - 1));
 export const choosePosition = (t: number) => (wanted.value = Math.max(0, t));
 
+/** The snapshots, if the whole page can show them: of a large model they have no weights. */
+export const snapshots = data.snapshots?.length && data.snapshots.every((it) => it.weights) ? data.snapshots : null;
+
 const unpacked = new Map<number, Weights>();
 export function weightsAt(snapshot: number): Weights {
   if (!unpacked.has(snapshot)) {
-    unpacked.set(snapshot, unpack(data.snapshots![snapshot].weights, data.weights));
+    unpacked.set(snapshot, unpack(snapshots![snapshot].weights!, data.weights));
   }
   return unpacked.get(snapshot)!;
 }
@@ -87,7 +90,7 @@ export const address = computed(() => {
     ["position", wanted.value === START ? null : wanted.value],
     ["layer", layer.value || null],
     ["head", head.value || null],
-    ["step", step.value === null ? null : data.snapshots![step.value].step],
+    ["step", step.value === null ? null : snapshots![step.value].step],
     ["temperature", temperature.value === data.sampling.temperature ? null : temperature.value],
   ];
   const chosen = parts.filter(([, value]) => value !== null);
@@ -107,7 +110,7 @@ export function goTo(hash: string): string {
     wanted.value = number("position", config.block_size - 1, START);
     layer.value = number("layer", config.n_layer - 1);
     head.value = number("head", config.n_head - 1);
-    const snapshot = (data.snapshots ?? []).findIndex((s) => String(s.step) === get.get("step"));
+    const snapshot = (snapshots ?? []).findIndex((s) => String(s.step) === get.get("step"));
     step.value = snapshot < 0 ? null : snapshot;
     const t = Number(get.get("temperature") ?? data.sampling.temperature);
     temperature.value = t >= 0 && t <= 3 ? t : data.sampling.temperature;

@@ -4,12 +4,11 @@ import { useSignal } from "@preact/signals";
 import { format } from "../format";
 import { type Block, type Row, dot } from "../model";
 import { Grid, Num, Origin, PositionChoice, Slider, Token, Vector, Words, signed } from "../parts";
-import { choosePosition, config, data, given, inputs, position, reading, step, tokenName, trace, trained, weights } from "../state";
+import { choosePosition, config, data, given, inputs, position, reading, step, tokenName, trace, trained, weights, snapshots } from "../state";
 import { t } from "../words";
 
 /** Choose the weights of an earlier step; all sections follow. */
 export function StepSlider() {
-  const snapshots = data.snapshots;
   if (!snapshots) return <p class="hint">{t("step.none")}</p>;
   const last = snapshots.length - 1;
   const at = step.value ?? last;

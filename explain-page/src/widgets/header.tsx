@@ -3,7 +3,7 @@
 import { useSignal } from "@preact/signals";
 import { checkAll } from "../check";
 import { Num, Origin, PositionChoice, Token } from "../parts";
-import { data, given, inputs, position, choosePosition, probs, reading, step, targets } from "../state";
+import { data, given, inputs, position, choosePosition, probs, reading, step, targets, snapshots } from "../state";
 import { t } from "../words";
 
 export function ReadingBar() {
@@ -24,7 +24,7 @@ export function ReadingBar() {
         <PositionChoice />
         {step.value !== null && (
           <button type="button" class="follow" onClick={() => (step.value = null)}>
-            {t("text.step", { step: data.snapshots![step.value].step })}
+            {t("text.step", { step: snapshots![step.value].step })}
           </button>
         )}
       </div>

@@ -8,7 +8,7 @@ import { format } from "../format";
 import { useMark } from "../listing";
 import { Num, Origin, Stepper, Token, Words } from "../parts";
 import { Level, Plot, path } from "../plot";
-import { data, lossOf, reading, step, tokenName, weightsAt } from "../state";
+import { data, lossOf, reading, step, tokenName, weightsAt, snapshots } from "../state";
 import { type Key, t } from "../words";
 import { StepSlider } from "./embedding";
 
@@ -18,7 +18,7 @@ export function LossCurve() {
   const means = numbersOf(history.means);
   const steps = history.steps ?? Array.from(losses, (_, i) => history.first_step + i);
   const { uniform_loss, letter_loss, bigram_loss } = data.dataset;
-  const shown = step.value === null ? null : data.snapshots![step.value].step;
+  const shown = step.value === null ? null : snapshots![step.value].step;
   const lowest = Math.min(...Array.from(losses), bigram_loss ?? Infinity);
   const top = Math.max(...Array.from(losses), uniform_loss) * 1.03;
   const at = shown === null ? steps.length - 1 : steps.findIndex((s) => s >= Math.max(1, shown));
@@ -73,10 +73,10 @@ export function Snapshots() {
             </tr>
           </thead>
           <tbody>
-            {data.snapshots!.map(({ step: at, samples }, i) => (
-              <tr aria-current={i === (step.value ?? data.snapshots!.length - 1)}>
+            {snapshots!.map(({ step: at, samples }, i) => (
+              <tr aria-current={i === (step.value ?? snapshots!.length - 1)}>
                 <th scope="row">
-                  <button type="button" class="link" onClick={() => (step.value = i === data.snapshots!.length - 1 ? null : i)}>
+                  <button type="button" class="link" onClick={() => (step.value = i === snapshots!.length - 1 ? null : i)}>
                     {format(at, "i")}
                   </button>
                 </th>

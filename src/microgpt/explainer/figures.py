@@ -250,8 +250,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    form: int | str = decimals or "i"
-    return [(i * step, number(i * step, form)) for i in range(first, last + 1)]
+    return [(i * step, number(i * step, decimals or "i")) for i in range(first, last + 1)]
 
 
 def surprise(limit: float) -> list[tuple[float, float]]:
@@ -263,9 +262,9 @@ def surprise(limit: float) -> list[tuple[float, float]]:
 def highlight(lines: Sequence[str]) -> Markup:
     """Return source lines as HTML, one element a line, keywords and strings and comments marked."""
     kinds = [[""] * len(line) for line in lines]
-    text = "".join(f"{line}\n" for line in lines)
+    source = io.StringIO("".join(f"{line}\n" for line in lines))
     try:
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        for token in tokenize.generate_tokens(source.readline):
             kind = _kind(token)
             (first, begin), (last, end) = token.start, token.end
             for row in range(first, last + 1) if kind else ():
@@ -275,8 +274,8 @@ def highlight(lines: Sequence[str]) -> Markup:
     except (tokenize.TokenError, IndentationError):
         pass  # a piece of a file may end inside a block
     html = Markup("")
-    for line, marks in zip(lines, kinds, strict=True):
-        html += Markup('<span class="line">{}\n</span>').format(_marked(line, marks))
+    for text, marks in zip(lines, kinds, strict=True):
+        html += Markup('<span class="line">{}\n</span>').format(_marked(text, marks))
     return html
 
 
