@@ -736,6 +736,14 @@ def test_the_command_prints_what_explain_gives(path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == found
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_data_that_cannot_be_written_are_a_failed_run(path):
+    command = [sys.executable, "-m", "microgpt", "explain", str(path), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "microgpt: No space left on device\n")
+
+
 def test_the_stored_data_are_used_only_if_they_are_still_the_same(path, capsys):
     names = path.with_name("names.txt")
     for change in (lambda: names.write_text("other\n"), names.unlink, lambda: os.mkfifo(names)):

@@ -533,13 +533,12 @@ def _explain(options: Namespace) -> int:
             demo=options.demo,
             **draw,
         )
-        if options.json:
-            print(json.dumps(report.data, allow_nan=False))
-        else:
-            report.save(options.out)
     for line in report.data["meta"]["dropped"]:
         _say(f"left out of the page: {line}")
-    if options.out is not None:
+    if options.json:
+        print(json.dumps(report.data, allow_nan=False))
+    else:
+        report.save(options.out)
         print(f"page: {printable(options.out)} ({os.path.getsize(options.out):,} bytes)")
     return DONE
 
