@@ -16,8 +16,8 @@ export interface Node {
   y: number;
 }
 
-const STEP = { x: 172, y: 66 };
-const BOX = { width: 124, height: 54 };
+const STEP = { x: 188, y: 66 };
+const BOX = { width: 140, height: 54 };
 
 export function Picture({ nodes, here, label }: { nodes: Node[]; here: ReadonlySet<number>; label: string }) {
   const low = Math.min(...nodes.map((node) => node.y));

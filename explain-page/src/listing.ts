@@ -5,13 +5,15 @@ import { useEffect } from "preact/hooks";
 /** Mark a line of a listing that contains text, the first unless nth says otherwise; null: none. */
 export function useMark(listing: string, text: string | null, nth = 0) {
   useEffect(() => {
-    for (const code of document.querySelectorAll(`[data-code="${listing}"]`)) {
-      code.querySelector(".here")?.classList.remove("here");
-      if (text === null) continue;
-      const line = Array.from(code.children).filter((child) => child.textContent!.includes(text))[nth];
+    const listings = document.querySelectorAll(`[data-code="${listing}"]`);
+    const unmark = () => listings.forEach((code) => code.querySelector(".here")?.classList.remove("here"));
+    unmark();
+    for (const code of text === null ? [] : listings) {
+      const line = Array.from(code.children).filter((child) => child.textContent!.includes(text!))[nth];
       line?.classList.add("here");
       scrollInside(code, line as HTMLElement | undefined);
     }
+    return unmark;
   }, [listing, text, nth]);
 }
 
