@@ -1,5 +1,7 @@
 // Bundle src/main.tsx into the package: `npm ci && npm run build`. The output depends on nothing
 // but the sources and package-lock.json, so that it can be compared with what is committed.
+// package.json holds d3's modules at the versions that come as single files: of the newer bundles
+// esbuild takes parts that nothing calls.
 import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";

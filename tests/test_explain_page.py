@@ -440,6 +440,10 @@ def test_4_probabilities_are_the_packages_at_every_position(page, run):
         assert close(page.values("#softmax .logit .v"), [logits[i] for i in ids])
         assert close(page.values("#softmax .probability .v"), [probs[i] for i in ids])
         assert abs(page.value("#softmax .total .v") - 1) <= 1e-12
+        logit, largest, total, p = page.values("#softmax .formula .v")
+        assert close(math.exp(logit - largest) / total, p) and close(p, probs[traced["targets"][t]])
+        p, loss = page.values("#loss .example .v")
+        assert close([p, loss], [probs[traced["targets"][t]], traced["losses"][t]])
     page.tab.uncheck("#softmax .controls input >> nth=1")
 
 
@@ -1215,9 +1219,15 @@ def test_a_model_of_greek_city_names(browser, folder):
 def test_a_model_of_a_text_stream(browser, folder):
     data = folder / "text.txt"
     data.write_text("To be, or not to be: that is the question.\n" * 20)
-    training = ["--data", data, "--unit", "stream", "--steps", 20, "--n-embd", 8, "--n-head", 2]
-    model, path = explained(folder, "stream", *training, texts=["To be"])
+    sizes = ["--n-embd", 8, "--n-head", 2, "--block-size", 64]
+    training = ["--data", data, "--unit", "stream", "--steps", 20, *sizes]
+    model, path = explained(folder, "stream", *training, texts=["To be, or not " * 6])
     check_page(browser, path, mg.load(model, mg.load_documents(data, "stream")), "that is")
+    with opened(browser, path) as page:  # of a long text the table shows a part
+        page.at(50)
+        assert page.count("#attention .grid tbody tr") == 32
+        assert page.attributes("#attention .detail", "data-cell")[0].startswith("50,")
+        assert page.complaints == []
 
 
 def test_lines_of_a_data_set_cannot_become_script(browser, folder):

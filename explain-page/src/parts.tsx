@@ -20,6 +20,20 @@ export function Token({ id }: { id: number }) {
   return <span class={`token ${tokenColour(id)}`}>{tokenName(id)}</span>;
 }
 
+const CONTEXT = 16; // tokens of a context that are shown
+
+/** The last tokens of a context. */
+export function Context({ ids }: { ids: number[] }) {
+  return (
+    <>
+      {ids.length > CONTEXT && "… "}
+      {ids.slice(-CONTEXT).map((id) => (
+        <Token id={id} />
+      ))}
+    </>
+  );
+}
+
 export const tokenColour = (id: number) => (id === bos ? "bos" : `c${id % 7}`);
 
 /** Where the numbers of a widget come from. */

@@ -23,23 +23,29 @@ export function LayerChoice() {
   );
 }
 
+const SHOWN = 32; // tokens in a table; of a longer text those up to the chosen one
+
 function Weights({ of, key_, choose, compact }: { of: number; key_: number; choose(row: number, column: number): void; compact?: boolean }) {
   const rows = trace.value.layers[layer.value].weights[of];
-  const names = inputs.value.map((id) => <Token id={id} />);
+  const first = Math.max(0, position.value + 1 - SHOWN);
+  const names = inputs.value.slice(first, first + SHOWN).map((id) => <Token id={id} />);
   return (
-    <Grid
-      caption={t("attention.table", { head: of })}
-      class={compact ? "small" : "wide"}
-      rows={names}
-      columns={names}
-      chosen={[position.value, key_]}
-      choose={choose}
-      cell={(r, c) => {
-        if (c > r) return null;
-        const v = rows[r][c];
-        return { v, f: 2, text: format(v, 2).replace(/^0/, ""), colour: amount(v) };
-      }}
-    />
+    <>
+      <Grid
+        caption={t("attention.table", { head: of })}
+        class={compact ? "small" : "wide"}
+        rows={names}
+        columns={names}
+        chosen={[position.value - first, Math.max(0, key_ - first)]}
+        choose={(row, column) => choose(row + first, column + first)}
+        cell={(r, c) => {
+          if (c > r) return null;
+          const v = rows[r + first][c + first];
+          return { v, f: 2, text: format(v, 2).replace(/^0/, ""), colour: amount(v) };
+        }}
+      />
+      {rows.length > SHOWN && <p class="hint">{t("attention.shown", { shown: SHOWN, n: rows.length })}</p>}
+    </>
   );
 }
 

@@ -113,6 +113,11 @@ export function LossTable() {
           </tbody>
         </table>
       </div>
+      <p class="says example">
+        {t("loss.here", { position: position.value })} −log(
+        <Num v={probs.value[position.value][targets.value[position.value]]} />) ={" "}
+        <Num v={textLosses.value[position.value]} />
+      </p>
       <p class="says mean">
         <Words k="loss.mean" mean={<b><Num v={textLoss.value} /></b>} perplexity={<Num v={Math.exp(textLoss.value)} f={2} />} />
       </p>

@@ -1,7 +1,7 @@
 /** Section 3: guess the next letter, before the model shows its guess. */
 
 import { useSignal } from "@preact/signals";
-import { Num, Origin, Stepper, Token, Words } from "../parts";
+import { Context, Num, Origin, Stepper, Token, Words } from "../parts";
 import { choosePosition, config, inputs, position, probs, reading, targets, tokenName } from "../state";
 import { t } from "../words";
 
@@ -23,9 +23,7 @@ export function Game() {
   return (
     <>
       <div class="window">
-        {inputs.value.slice(0, at + 1).map((id) => (
-          <Token id={id} />
-        ))}
+        <Context ids={inputs.value.slice(0, at + 1)} />
         <span class="arrow" aria-hidden="true">
           →
         </span>
@@ -94,9 +92,7 @@ export function Pairs() {
           {inputs.value.map((_, i) => (
             <tr aria-current={i === position.value} onClick={() => choosePosition(i)}>
               <td class="window">
-                {inputs.value.slice(0, i + 1).map((id) => (
-                  <Token id={id} />
-                ))}
+                <Context ids={inputs.value.slice(0, i + 1)} />
               </td>
               <td>
                 <span class="goal">

@@ -4,7 +4,7 @@ import { computed, signal, useSignal } from "@preact/signals";
 import { format } from "../format";
 import { useMark } from "../listing";
 import { sum } from "../model";
-import { Bars, Num, Origin, PositionChoice, Slider, Stepper, Switch, Token } from "../parts";
+import { Bars, Context, Num, Origin, PositionChoice, Slider, Stepper, Switch, Token } from "../parts";
 import { type Draw, type Drawing, Random, sample, weightsToDraw } from "../sampling";
 import { bos, config, data, position, temperature, tokenName, trace, weights } from "../state";
 import { t } from "../words";
@@ -122,9 +122,7 @@ export function Generation() {
         </ol>
       )}
       <div class="window">
-        {context.map((id) => (
-          <Token id={id} />
-        ))}
+        <Context ids={context} />
         <span class="arrow" aria-hidden="true">
           →
         </span>

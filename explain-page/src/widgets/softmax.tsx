@@ -4,7 +4,7 @@ import { useSignal } from "@preact/signals";
 import { format } from "../format";
 import { useMark } from "../listing";
 import { sum } from "../model";
-import { Bars, Num, Origin, PositionChoice, Stepper, Switch, Token } from "../parts";
+import { Bars, Num, Origin, PositionChoice, Stepper, Switch, Token, Words } from "../parts";
 import { position, targets, tokenName, trace } from "../state";
 import { t } from "../words";
 
@@ -110,6 +110,18 @@ export function Logits() {
           {t("softmax.sum")} {steps ? <span class="total"><Num v={sum(steps.result)} f={12} /></span> : "–"}
         </span>
       </p>
+      {steps && (
+        <p class="says formula">
+          <Words
+            k="softmax.formula"
+            token={<Token id={targets.value[position.value]} />}
+            logit={<Num v={logits[targets.value[position.value]]} f={3} />}
+            largest={<Num v={subtract.value ? steps.largest : 0} f={3} />}
+            total={<Num v={steps.total} f={3} />}
+            p={<Num v={steps.result[targets.value[position.value]]} />}
+          />
+        </p>
+      )}
       <Origin of={changed ? "you" : "page"} />
       <Stepper
         label={t("softmax.stepper")}

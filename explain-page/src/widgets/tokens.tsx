@@ -27,7 +27,7 @@ export function TokenBoxes() {
 export function Vocabulary() {
   return (
     <ul class="boxes vocabulary">
-      {data.vocab.chars.map((char, id) => (
+      {data.vocab.chars.slice(0, 200).map((char, id) => (
         <li class={tokenColour(id)}>
           <button type="button" onClick={() => (given.value += char)}>
             <span class="hidden">{t("tokens.append")} </span>
