@@ -23,6 +23,8 @@ import pytest
 
 import microgpt as mg
 from microgpt.cli import run_command
+from microgpt.explainer import contents
+from microgpt.explainer.listings import listings
 
 ROOT = Path(__file__).parent.parent
 DEMANDED = os.environ.get("MICROGPT_REQUIRE_BROWSER") == "1"
@@ -1272,6 +1274,25 @@ def test_a_model_without_its_documents(browser, folder):
     assert "--data FILE" in content
 
 
+def test_a_model_too_large_to_compute_is_shown_as_it_is(browser, folder, run, monkeypatch):
+    for name in ("MOST_WEIGHTS", "MOST_GRADIENTS", "MOST_TRACED"):
+        monkeypatch.setattr(contents, name, 10)
+    path = folder / "large.html"
+    mg.explain(run, TEXT).save(path)
+    with opened(browser, path) as page:
+        page.settle()
+        assert page.complaints == [] and page.count("#problem:not([hidden])") == 0
+        assert page.count("#text") == 0 and page.count("main section") == 14
+        assert close(page.values("#loss td.loss .v"), mg.trace(run, TEXT)["losses"])
+
+
+def test_a_model_too_large_for_gradients_still_computes(browser, folder, run, monkeypatch):
+    monkeypatch.setattr(contents, "MOST_GRADIENTS", 10)
+    path = folder / "larger.html"
+    mg.explain(run, TEXT).save(path)
+    check_page(browser, path, run, OTHER)
+
+
 # The original's names
 
 
@@ -1309,8 +1330,6 @@ def test_the_originals_names_give_its_numbers(browser, folder, reference):
 
 def test_the_script_speaks_of_lines_that_exist():
     """The widgets find the line to mark by its text; here the text is found in the source."""
-    from microgpt.explainer.listings import listings
-
     if not (ROOT / "explain-page/src").is_dir():
         pytest.skip("the sources of the page are not here")
     code = {key: "\n".join(it["lines"]) for key, it in listings().items()}

@@ -1,6 +1,5 @@
 /** Section 0: the text box that follows the reader, what the model expects, the badge. */
 
-import { useSignal } from "@preact/signals";
 import { checkAll } from "../check";
 import { Num, Origin, PositionChoice, Token } from "../parts";
 import { data, given, inputs, position, choosePosition, probs, reading, step, targets, snapshots } from "../state";
@@ -95,14 +94,14 @@ export function Examples() {
 }
 
 export function Badge() {
-  const results = useSignal(checkAll());
-  const wrong = results.value.filter((result) => !result.ok);
-  const largest = Math.max(...results.value.map((result) => result.difference));
+  const results = checkAll();
+  const wrong = results.filter((result) => !result.ok);
+  const largest = Math.max(...results.map((result) => result.difference));
   return (
     <a class={`badge ${wrong.length ? "wrong" : "right"}`} href="#check" data-ok={wrong.length === 0}>
       {wrong.length
         ? t("badge.wrong", { what: wrong.map((result) => result.text).join(", ") })
-        : t("badge.right", { n: results.value.length, difference: largest === 0 ? "0" : largest.toExponential(1) })}
+        : t("badge.right", { n: results.length, difference: largest === 0 ? "0" : largest.toExponential(1) })}
     </a>
   );
 }
