@@ -221,6 +221,17 @@ def _with_documents(saved: Run, path: str, source: str | None) -> Run:
         raise ValueError(f"{describe(source)}: {error}") from None
 
 
+def _with_documents_if_there(saved: Run, path: str, source: str | None, without: str) -> Run:
+    """Return a saved run with its documents; if they are not given and gone, say what is without."""
+    try:
+        return _with_documents(saved, path, source)
+    except (OSError, ValueError) as error:
+        if source is not None:
+            raise
+        _say(f"{without}: {reason(error)}")
+        return saved
+
+
 def _print_start(run: Run, options: Namespace) -> None:
     print(f"core: {BACKEND} ({BACKEND_REASON})")
     print(f"data: {describe(run.dataset)}")
@@ -478,12 +489,8 @@ def _plot(options: Namespace) -> int:
         if os.path.exists(out) and any(os.path.samefile(out, path) for path in runs):
             raise ValueError(f"--out {printable(out)} would overwrite a model")
         for path, run in runs.items():
-            try:
-                runs[path] = _with_documents(run, path, options.data)
-            except (OSError, ValueError) as error:
-                if options.data is not None:
-                    raise
-                _say(f"no line of the bigram table: {reason(error)}")
+            without = "no line of the bigram table"
+            runs[path] = _with_documents_if_there(run, path, options.data, without)
     stems = Counter(Path(path).stem for path in runs)
     names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
     try:
@@ -515,8 +522,11 @@ def _explain(options: Namespace) -> int:
             try:
                 check_output(options.out)
             except ImportError as error:
-                raise ValueError(error) from None
-        run = _demo() if options.demo else _with_documents_if_known(options)
+                return _fail(FAILED, str(error))
+        run = _demo() if options.demo else load(options.model)
+        if not options.demo:
+            without = "the page does without the training data"
+            run = _with_documents_if_there(run, options.model, options.data, without)
         generate(run, 0, rng=run.rng, **draw)  # checks these, and the texts, early
         for text in options.text:
             trace(run, text)
@@ -545,18 +555,6 @@ def _explain(options: Namespace) -> int:
 
 def _demo() -> Run:
     return prepare(load_documents(), record=True)
-
-
-def _with_documents_if_known(options: Namespace) -> Run:
-    """Return a saved run, with its documents if they are given, or still where they were."""
-    run = load(options.model)
-    try:
-        return _with_documents(run, options.model, options.data)
-    except (OSError, ValueError) as error:
-        if options.data is not None:
-            raise
-        _say(f"the page does without the training data: {reason(error)}")
-        return run
 
 
 def _command_line(options: Namespace) -> str:

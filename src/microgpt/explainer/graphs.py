@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core_py import Value, _softmax, _topological_sort
+from ..layout import layered
 from ..model import Config
 from .passes import Rows
 
@@ -85,25 +86,14 @@ class Graph:
 
 
 def _places(nodes: Sequence[Value]) -> dict[Value, tuple[float, float]]:
-    """Return x and y of nodes, children first: the layer, and a place near its neighbours."""
-    layers: dict[Value, int] = {}
-    near: dict[Value, list[Value]] = {node: [] for node in nodes}
-    for node in nodes:
-        layers[node] = 1 + max((layers[child] for child in node._children), default=-1)
-        for child in node._children:
-            near[node].append(child)
-            near[child].append(node)
-    rows: dict[int, list[Value]] = {}
-    for node, layer in layers.items():
-        rows.setdefault(layer, []).append(node)
-    y: dict[Value, float] = {}
-    for sweep in range(8):  # the barycentre method of Sugiyama et al. 1981
-        for row in rows.values():
-            if sweep:
-                middle = {node: sum(y[x] for x in near[node]) / len(near[node]) for node in row}
-                row.sort(key=middle.__getitem__)
-            y |= {node: i - (len(row) - 1) / 2 for i, node in enumerate(row)}
-    return {node: (float(layer), y[node]) for node, layer in layers.items()}
+    """Return x and y of nodes, children first: 0 and upwards from the leaves to the root."""
+    order = list(reversed(nodes))  # the root first
+    numbers = {node: i for i, node in enumerate(order)}
+    inputs = [[numbers[child] for child in node._children] for node in order]
+    layout = layered(inputs, [1.0] * len(order), 0.0)
+    last = len(layout.ranks) - 1
+    x = {i: float(last - rank) for rank, row in enumerate(layout.ranks) for i in row}
+    return {node: (x[i], layout.across[i]) for node, i in numbers.items()}
 
 
 def expression() -> Graph:

@@ -167,7 +167,6 @@ def _rendered(template: str, data: dict[str, Any]) -> str:
         script=markup(script),
         script_hash=f"sha256-{digest}",
         style=markup(_file("page.css")),
-        pictures={},
     )
     return html
 
