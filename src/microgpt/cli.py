@@ -222,7 +222,7 @@ def _with_documents(saved: Run, path: str, source: str | None) -> Run:
 
 
 def _with_documents_if_there(saved: Run, path: str, source: str | None, without: str) -> Run:
-    """Return a saved run with its documents; if they are not given and gone, say what is without."""
+    """Return a saved run with its documents; if those of its file are gone, say what is without."""
     try:
         return _with_documents(saved, path, source)
     except (OSError, ValueError) as error:

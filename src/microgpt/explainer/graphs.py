@@ -218,7 +218,7 @@ def size(config: Config, tokens: Sequence[int]) -> dict[str, Any]:
         ops.update(counts)
 
     def norm() -> None:
-        add(leaf=3 * T, times=(2 * n + 1) * T, plus=(n + 1) * T, power=T)
+        add(leaf=3 * T, times=(2 * n + 1) * T, plus=(n + 1) * T, root=T)
 
     def product(nout: int, nin: int) -> None:
         add(leaf=nout * nin + T * nout, times=T * nout * nin, plus=T * nout * nin)
@@ -232,7 +232,7 @@ def size(config: Config, tokens: Sequence[int]) -> dict[str, Any]:
         heads = config.n_head
         each = heads * pairs
         add(leaf=2 * each, times=(head_dim + 1) * each, plus=head_dim * each)  # the scores
-        add(leaf=each + heads * T, plus=2 * each, exp=each, power=each, times=each)  # softmax
+        add(leaf=each + heads * T, plus=2 * each, exp=each, inverse=each, times=each)  # softmax
         add(leaf=n * T, times=head_dim * each, plus=head_dim * each)  # the weighted values
         add(plus=T * n)
         norm()
@@ -242,10 +242,10 @@ def size(config: Config, tokens: Sequence[int]) -> dict[str, Any]:
         add(plus=T * n)
     product(V, n)
     add(leaf=T * (V + 3), plus=T * (2 * V + 2), exp=T * V, log=T, times=T)  # cross_entropy
-    add(leaf=2, plus=T, times=1)  # mean
-    symbols = {"plus": "+", "times": "*", "power": "**"}
+    add(leaf=2, plus=T, mean=1)
+    symbols = {"plus": "+", "times": "*", "root": "**-0.5", "inverse": "**-1"}
     by_op = {symbols.get(name, name): count for name, count in ops.items()}
-    binary = by_op["+"] + by_op["*"]
+    binary = by_op["+"] + by_op["*"] + by_op["mean"]
     inner = sum(by_op.values())
     return {
         "nodes": inner + leaves,
