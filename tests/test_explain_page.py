@@ -29,7 +29,8 @@ from microgpt.explainer.listings import listings
 ROOT = Path(__file__).parent.parent
 DEMANDED = os.environ.get("MICROGPT_REQUIRE_BROWSER") == "1"
 TEXT, OTHER = "emma", "olivia"
-SETTLED = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+SETTLED = "() => new Promise(done => setTimeout(() => setTimeout(done)))"
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
 
 
 def missing(reason):
@@ -87,10 +88,10 @@ class Page:
         self.tab.eval_on_selector(
             selector,
             "(input, value) => { input.value = value;"
-            " input.dispatchEvent(new Event('input', {bubbles: true})); }",
+            " input.dispatchEvent(new Event('input', {bubbles: true}));"
+            f" return ({SETTLED})(); }}",
             str(value),
         )
-        self.settle()
 
     def click(self, selector):
         self.tab.click(selector)
@@ -505,6 +506,7 @@ def test_4_the_steps_of_softmax_show_the_line_and_its_values(page, run):
     for step, (numbers, line) in enumerate(zip(expected, lines, strict=True)):
         page.slide("#softmax .stepper input", step)
         assert close(page.values("#softmax .code-values .v"), numbers)
+        page.tab.evaluate(PAINTED)  # a mark follows what is painted
         assert page.text("#softmax .here").startswith(line)
 
 
@@ -523,14 +525,13 @@ def test_5_the_curve_is_minus_log_p(page, run):
     assert page.text("#loss .point.here").startswith("4:")
 
 
-def stepper_products(page, section, widget):
-    """Go through a graph's steps; return what each says, and the last gradients of its nodes."""
-    slider = f"#{section} [data-widget={widget}] .stepper input"
-    n = int(page.attributes(slider, "max")[0])
+def said_on_the_way(page, widget):
+    """Go through the steps of a graph to the last; return what each says."""
+    slider = f"[data-widget={widget}] .stepper input"
     says = []
-    for step in range(n + 1):
+    for step in range(int(page.attributes(slider, "max")[0]) + 1):
         page.slide(slider, step)
-        says.append(page.text(f"#{section} [data-widget={widget}] .says"))
+        says.append(page.text(f"[data-widget={widget}] .says"))
     return says
 
 
@@ -549,7 +550,7 @@ def test_6_the_gradient_of_a_comes_along_two_paths(page):
     c = a * b
     loss = c + a
     loss.backward()
-    says = stepper_products(page, "autograd", "expression")
+    says = said_on_the_way(page, "expression")
     numbers = node_numbers(page, "expression")
     assert numbers == {
         "a": [a.data, a.grad],
@@ -591,13 +592,11 @@ def test_6_slices_of_the_loss_have_the_packages_gradients(page, run):
     traced = mg.trace(run, TEXT)
     n = len(traced["losses"])
     page.click("#autograd [data-widget=slices] .choice button >> nth=2")
-    stepper_products(page, "autograd", "slices")
     numbers = node_numbers(page, "slices")
     assert close(numbers["mean"], [traced["loss"], 1.0])
     for t, loss in enumerate(traced["losses"]):
         assert close(numbers[f"POS{t}"], [loss, 1 / n])
     page.click("#autograd [data-widget=slices] .choice button >> nth=1")
-    stepper_products(page, "autograd", "slices")
     worst = traced["losses"].index(max(traced["losses"]))
     target, probs = traced["targets"][worst], traced["probs"][worst]
     nodes = page.tab.eval_on_selector_all(
@@ -614,7 +613,6 @@ def test_6_slices_of_the_loss_have_the_packages_gradients(page, run):
             seen += 1
     assert seen >= 3
     page.click("#autograd [data-widget=slices] .choice button >> nth=0")
-    stepper_products(page, "autograd", "slices")
     numbers = node_numbers(page, "slices")
     page.at(2)
     row = traced["layers"][0]["scores"][0][2]
