@@ -229,6 +229,27 @@ def test_the_same_command_writes_the_same_bytes(path, capsys, monkeypatch):
     assert len(pages) == 1 and b"2023-11-14T22:13:20Z" in pages.pop()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a name is text on Windows")
+def test_a_name_that_is_no_text_can_be_on_a_page(path, capsys):
+    odd = os.fsencode(path.parent) + b"/\xff\n<b>.safetensors"
+    try:
+        os.rename(path, odd)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    out = str(path.with_suffix(".html"))
+    assert run_command(["explain", os.fsdecode(odd), "--text", "nina", "--out", out]) == 0
+    text = path.with_suffix(".html").read_text("utf-8")
+    assert "&lt;b&gt;.safetensors" in text and "<b>.safetensors" not in text
+
+
+def test_a_date_that_is_none_is_refused(path, capsys, monkeypatch):
+    for date in ("today", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", date)
+        assert run_command(["explain", str(path), "--json"]) == 2
+        error = f"SOURCE_DATE_EPOCH must be seconds since 1970, not '{date}'"
+        assert error in capsys.readouterr().err
+
+
 def test_the_demonstration_trains_first(tmp_path, capsys, monkeypatch):
     run = mg.prepare(mg.load_documents()[:50], steps=3, record=True, **SIZES)
     monkeypatch.setattr("microgpt.cli._demo", lambda: run)

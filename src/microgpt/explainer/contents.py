@@ -142,8 +142,12 @@ def _date() -> str:
 
     https://reproducible-builds.org/specs/source-date-epoch/
     """
-    seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    asked = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        date = datetime.fromtimestamp(int(asked or time.time()), timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {asked!r}") from None
+    return date.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _copied_rng(rng: Random) -> Random:

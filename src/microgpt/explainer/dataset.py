@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data import describe, windows
 from ..evaluate import uniform_loss
+from ..files import one_line
 from ..training import Run
 
 FIRST, CHOSEN = 25, 25  # documents that are shown
@@ -21,7 +22,7 @@ MOST_PAIRS = 5000
 def dataset(run: Run) -> dict[str, Any]:
     """Return the statistics of the training documents; without them what the run says of them."""
     known = {
-        "name": describe(run.dataset) if run.dataset else "",
+        "name": one_line(describe(run.dataset), 200) if run.dataset else "",
         "sha256": run.sha256,
         "present": bool(run.documents),
         "uniform_loss": uniform_loss(run.model),

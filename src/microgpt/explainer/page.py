@@ -77,7 +77,7 @@ class Report:
         """
         name = os.fsdecode(path)
         check_output(name)
-        content = self.html().encode()
+        content = self.html().encode(errors="replace")  # a file name can be no text
         with named(name):
             write_whole(name, [content])
 
@@ -96,8 +96,8 @@ def explain(
 ) -> Report:
     """Return a page about the model of a run, with texts of the reader's.
 
-    texts: what is shown and can be chosen; the first is explained without JavaScript too. None:
-        two documents, or samples of a run that was loaded without its documents.
+    texts: what is shown and can be chosen; the first is explained without JavaScript too. If there
+        are none, two documents are, or samples of a run that was loaded without its documents.
     seed, temperature, top_k: of the samples, as in generate; None as seed: those that the run
         would generate next. The run is not changed.
     max_snapshots: how many of a recorded training are shown.
