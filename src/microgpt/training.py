@@ -200,7 +200,6 @@ def prepare(
     *,
     init: Run | None = None,
     model: type[GPT] = GPT,
-    record: bool = False,
     steps: int = TrainConfig.steps,
     lr: float = TrainConfig.lr,
     batch_size: int = TrainConfig.batch_size,
@@ -212,14 +211,15 @@ def prepare(
     n_embd: int = Config.n_embd,
     n_head: int = Config.n_head,
     block_size: int = Config.block_size,
+    record: bool = False,
 ) -> Run:
     """Return a run that has not taken a step: documents shuffled, parameters drawn.
 
     docs: the documents; an empty one is an error.
     init: a run to take the initial parameters, the alphabet and the sizes from.
     model: the class of the model: GPT, or a subclass of it.
-    record: whether to keep a Record, from which `explain` shows how the model learned.
     steps to val_seed: as in TrainConfig; the sizes: as in Config.
+    record: whether to keep a Record, from which `explain` shows how the model learned.
 
     Raises TypeError if docs is a string, a document is not, or model is no such class; ValueError
     if there are no documents, one is empty, nothing is left to train on, a character is not in the
@@ -426,7 +426,8 @@ def train(
         steps.
     progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
     settings: steps, lr, batch_size, seed, unit, val_fraction and val_seed, as in TrainConfig;
-        n_layer, n_embd, n_head and block_size, as in Config; init and model, as in prepare.
+        n_layer, n_embd, n_head and block_size, as in Config; init, model and record, as in
+        prepare.
 
     Ctrl-C raises KeyboardInterrupt between two steps. The run is not lost: it is the `.run` of the
     exception (at a prompt and in a notebook: sys.last_value.run), and finish(run) goes on.
