@@ -34,7 +34,7 @@ def test_all_trials_have_the_same_validation_documents():
 def test_a_setting_of_prepare_is_one_of_a_sweep():
     [trial] = plan({}, "data")
     mg.prepare(["emma", "olivia", "ava"], **trial.settings)
-    assert trial.settings.keys() == mg.prepare.__kwdefaults__.keys() - {"init", "model"}
+    assert trial.settings.keys() == mg.prepare.__kwdefaults__.keys() - {"init", "model", "record"}
 
 
 def test_duplicate_values_are_one_trial():

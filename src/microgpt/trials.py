@@ -33,7 +33,7 @@ MADE_BY = f"microgpt {__version__}, core {BACKEND}"  # what a trial's numbers de
 TASK_SECONDS = 1.0  # a task begins no trial after this
 SLICE_SECONDS = 10.0  # and hands back a trial that takes longer, so that its state is written
 
-# Every setting of a run and its default: what prepare takes, but `init` and `model`.
+# Every setting of a run and its default: what prepare takes, but `init`, `model` and `record`.
 DEFAULTS: dict[str, Any] = {
     setting.name: setting.default
     for config in (TrainConfig, Config)
