@@ -36,6 +36,20 @@ def instance(x: object, name: str, wanted: type) -> None:
         raise TypeError(f"{name} must be a {wanted.__name__}, not {type(x).__name__}")
 
 
+def dtype(x: Any) -> str:
+    if not isinstance(x, str) or x not in ("float64", "float32"):
+        raise ValueError(f"dtype must be 'float64' or 'float32', not {x!r}")
+    return x
+
+
+def dtypes(op: str, found: list[str]) -> None:
+    if len(set(found)) > 1:
+        raise TypeError(
+            f"{op} of blocks of different types, {' and '.join(found)}: "
+            "Matrix.of(m, dtype) converts one"
+        )
+
+
 def index(x: Any) -> int:
     if not hasattr(x, "__index__"):
         raise TypeError(f"expected an int, not {type(x).__name__}")

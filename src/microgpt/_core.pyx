@@ -60,55 +60,50 @@ cdef extern from "_kernels.h" nogil:
     ctypedef Py_ssize_t Index
     ctypedef struct AdamRates:
         double lr_hat, beta1, beta2, eps_hat
+    ctypedef struct Kernels:
+        void (*embedding_forward)(void*, const void*, const Index*, Index, Index) noexcept nogil
+        void (*embedding_backward)(void*, const void*, const Index*, Index, Index) noexcept nogil
+        bint (*elementwise_forward)(
+            int, void*, const void*, const void*, Index, Index, Index, Index) noexcept nogil
+        void (*elementwise_backward)(
+            int, void*, int, void*, int, const void*, const void*, const void*, const void*,
+            Index, Index, Index, Index) noexcept nogil
+        void (*linear_forward)(void*, void*, const void*, const void*, Index, Index, Index) noexcept nogil
+        void (*linear_backward_x)(void*, int, const void*, const void*, Index, Index, Index) noexcept nogil
+        void (*linear_backward_w)(void*, int, const void*, const void*, Index, Index, Index) noexcept nogil
+        void (*rmsnorm_forward)(void*, void*, const void*, double, Index, Index) noexcept nogil
+        void (*rmsnorm_backward)(
+            void*, int, const void*, const void*, const void*, Index, Index) noexcept nogil
+        void (*relu_forward)(void*, const void*, Index) noexcept nogil
+        void (*relu_backward)(void*, int, const void*, const void*, Index) noexcept nogil
+        void (*softmax_forward)(void*, const void*, double, Index, Index) noexcept nogil
+        void (*softmax_backward)(void*, const void*, const void*, double, Index, Index) noexcept nogil
+        void (*attention_weights_forward)(
+            void*, const void*, const void*, const Index*, Index, Index, Index, Index) noexcept nogil
+        void (*attention_weights_backward)(
+            void*, void*, const void*, const void*, const void*, const void*, const Index*, Index,
+            Index, Index, Index) noexcept nogil
+        void (*attention_forward)(
+            void*, void*, const void*, const void*, const void*, const Index*, Index, Index,
+            Index, Index) noexcept nogil
+        void (*attention_backward)(
+            void*, int, void*, int, void*, int, const void*, void*, const Index*, Index, Index,
+            Index, Index) noexcept nogil
+        void (*cross_entropy_forward)(
+            void*, void*, const void*, const Index*, Index, Index) noexcept nogil
+        void (*cross_entropy_backward)(
+            void*, int, const void*, const void*, const Index*, Index, Index) noexcept nogil
+        double (*mean_forward)(const void*, Index) noexcept nogil
+        void (*mean_backward)(void*, int, double, Index) noexcept nogil
+        void (*adam)(void*, const void*, void*, void*, const AdamRates*, Index) noexcept nogil
+        Index (*linear_workspace_size)(Index, Index) noexcept nogil
+        Index (*attention_workspace_size)(const Index*, Index, Index, Index, Index) noexcept nogil
+    cdef enum:
+        FLOAT64
+        FLOAT32
+    const Kernels* kernels[2]  # of each type, in the level in use
     const char* kernels_choose(const char*)
     const char* kernels_level(int)
-    Index linear_workspace_size(Index, Index)
-    Index attention_workspace_size(const Index*, Index, Index, Index, Index)
-    # The others are called through the table of the chosen level.
-    void embedding_forward "kernels->embedding_forward"(
-        double*, const double*, const Index*, Index, Index)
-    void embedding_backward "kernels->embedding_backward"(
-        double*, const double*, const Index*, Index, Index)
-    bint elementwise_forward "kernels->elementwise_forward"(
-        int, double*, const double*, const double*, Index, Index, Index, Index)
-    void elementwise_backward "kernels->elementwise_backward"(
-        int, double*, int, double*, int, const double*, const double*, const double*,
-        const double*, Index, Index, Index, Index)
-    void linear_forward "kernels->linear_forward"(
-        double*, double*, const double*, const double*, Index, Index, Index)
-    void linear_backward_x "kernels->linear_backward_x"(
-        double*, int, const double*, const double*, Index, Index, Index)
-    void linear_backward_w "kernels->linear_backward_w"(
-        double*, int, const double*, const double*, Index, Index, Index)
-    void rmsnorm_forward "kernels->rmsnorm_forward"(
-        double*, double*, const double*, double, Index, Index)
-    void rmsnorm_backward "kernels->rmsnorm_backward"(
-        double*, int, const double*, const double*, const double*, Index, Index)
-    void relu_forward "kernels->relu_forward"(double*, const double*, Index)
-    void relu_backward "kernels->relu_backward"(double*, int, const double*, const double*, Index)
-    void softmax_forward "kernels->softmax_forward"(
-        double*, const double*, double, Index, Index)
-    void softmax_backward "kernels->softmax_backward"(
-        double*, const double*, const double*, double, Index, Index)
-    void attention_weights_forward "kernels->attention_weights_forward"(
-        double*, const double*, const double*, const Index*, Index, Index, Index, Index)
-    void attention_weights_backward "kernels->attention_weights_backward"(
-        double*, double*, const double*, const double*, const double*, const double*,
-        const Index*, Index, Index, Index, Index)
-    void attention_forward "kernels->attention_forward"(
-        double*, double*, const double*, const double*, const double*, const Index*, Index,
-        Index, Index, Index)
-    void attention_backward "kernels->attention_backward"(
-        double*, int, double*, int, double*, int, const double*, double*, const Index*, Index,
-        Index, Index, Index)
-    void cross_entropy_forward "kernels->cross_entropy_forward"(
-        double*, double*, const double*, const Index*, Index, Index)
-    void cross_entropy_backward "kernels->cross_entropy_backward"(
-        double*, int, const double*, const double*, const Index*, Index, Index)
-    double mean_forward "kernels->mean_forward"(const double*, Index)
-    void mean_backward "kernels->mean_backward"(double*, int, double, Index)
-    void adam_kernel "kernels->adam"(
-        double*, const double*, double*, double*, const AdamRates*, Index)
 
 
 cdef extern from *:
@@ -179,7 +174,9 @@ cdef inline Matrix matrix_of(Node* node):
 
 
 cdef inline double data_of(Node* node) noexcept nogil:
-    return place_of(node)[0] if node.kind == ELEMENT else node.data
+    if node.kind == ELEMENT:
+        return number_at(block_of(node.left), <Py_ssize_t>node.right)
+    return node.data
 
 
 cdef int refuse(object check, tuple arguments) except -1:
@@ -377,7 +374,7 @@ cdef class Value:
         numbers_are_read()
         if self.node.kind == ELEMENT:
             numbers_change(self.node.left)
-            place_of(self.node)[0] = number
+            set_number_at(block_of(self.node.left), <Py_ssize_t>self.node.right, number)
         else:
             self.node.data = number
 
@@ -390,7 +387,7 @@ cdef class Value:
         block = block_of(self.node.left)
         if block.grad is NULL or block.grad_is_zero:
             return 0.0
-        return block.grad[<uintptr_t>self.node.right]
+        return get_number(block.grad, block.dtype, <Py_ssize_t>self.node.right)
 
     @grad.setter
     def grad(self, grad):
@@ -398,7 +395,7 @@ cdef class Value:
         if self.node.kind == ELEMENT:
             require_unused(self.node.left)
             need_grad(self.node.left)
-            gradient(block_of(self.node.left))[<uintptr_t>self.node.right] = number
+            set_gradient_at(block_of(self.node.left), <Py_ssize_t>self.node.right, number)
         else:
             self.node.grad = number
 
@@ -580,14 +577,17 @@ cdef int adopt_children(Node* node, tuple children, tuple local_grads) except -1
 
 
 cdef class Matrix:
-    """Matrix(rows, cols)
+    """Matrix(rows, cols, dtype='float64')
 --
 
     Hold rows x cols Values side by side, all 0 at first.
 
+    dtype: the type of the numbers and their gradients, "float64" or "float32"; a float32 block
+        holds what it is given rounded. Blocks of both types do not mix in an op.
+
     `m[i]` is row i as a tuple of Values, `m[i][j]` one Value that lives in the block; `m[a:b]`
     is a Matrix of rows a to b - 1 which shares their numbers and gradients. `m.data` and
-    `m.grad` are 2-D buffers of float64: read-only snapshots in the pure core, live and writable
+    `m.grad` are 2-D buffers of the dtype: read-only snapshots in the pure core, live and writable
     in this one. A copy or a pickle holds the numbers, not the graph.
 
     `+ - * /` take another Matrix of equal shape, a row (1, n) that serves all rows, or a number,
@@ -605,7 +605,7 @@ cdef class Matrix:
 
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
-    def __cinit__(self, rows=None, cols=None):
+    def __cinit__(self, rows=None, cols=None, dtype="float64"):
         # The block is made here, so that there is no Matrix without one, whatever a subclass does.
         cdef Node* node = node_for_next_handle
         self.initialized = node is not NULL
@@ -613,12 +613,12 @@ cdef class Matrix:
             self.node = unmade  # what the collector's lists give out while the sizes are asked
             retain(unmade)
             rows, cols = checks.sizes(rows, cols)
-            node = new_leaf_block(rows, cols)
+            node = new_leaf_block(rows, cols, place_of_dtype(dtype))
             release(unmade)
         self.node = node
         attach(<PyObject*>self, node)
 
-    def __init__(self, rows, cols):
+    def __init__(self, rows, cols, dtype="float64"):
         if self.initialized:
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
         self.initialized = True
@@ -630,21 +630,26 @@ cdef class Matrix:
             release(self.node)
 
     @classmethod
-    def of(cls, lists):
-        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix."""
-        lists = lists.tolist() if isinstance(lists, Matrix) else checks.rectangle(lists)
-        matrix = cls(len(lists), len(lists[0]))
+    def of(cls, lists, dtype=None):
+        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix.
+
+        dtype: None: that of the Matrix; of lists "float64".
+        """
+        if isinstance(lists, Matrix):
+            lists, dtype = lists.tolist(), dtype_of(lists) if dtype is None else dtype
+        lists = checks.rectangle(lists)
+        matrix = cls(len(lists), len(lists[0]), "float64" if dtype is None else dtype)
         matrix.load(lists)
         return matrix
 
     @classmethod
-    def pack(cls, rows_of_values):
+    def pack(cls, rows_of_values, dtype="float64"):
         """Return a new Matrix with the data of rows of Values; gradients flow back to them.
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
         cdef tuple rows = checks.rectangle(rows_of_values)
-        cdef Node* node = new_block(PACK, len(rows), len(rows[0]))
+        cdef Node* node = new_block(PACK, len(rows), len(rows[0]), place_of_dtype(dtype))
         cdef Block* block = block_of(node)
         cdef Py_ssize_t i = 0
         retain(node)
@@ -657,7 +662,7 @@ cdef class Matrix:
                     block.items[i] = ((<Value>item).node if isinstance(item, Value)
                                       else new_node(LEAF, as_double(item, "an entry")))
                     retain(block.items[i])
-                    block.data[i] = data_of(block.items[i])
+                    set_number_at(block, i, data_of(block.items[i]))
                     i += 1
             if no_grad_depth:
                 for i in range(size_of(node)):
@@ -676,14 +681,19 @@ cdef class Matrix:
         return shape_of(self)
 
     @property
+    def dtype(self):
+        """The type of the numbers, "float64" or "float32"."""
+        return dtype_of(self)
+
+    @property
     def data(self):
-        """The numbers as a buffer of rows x cols float64; `tolist()` gives lists of them."""
+        """The numbers as a buffer of rows x cols of the dtype; `tolist()` gives lists of them."""
         numbers_are_read()
         return memoryview(_Buffer.__new__(_Buffer, self, False))
 
     @property
     def grad(self):
-        """The gradients as a buffer of rows x cols float64; `grad.tolist()` gives lists."""
+        """The gradients as a buffer of rows x cols of the dtype; `grad.tolist()` gives lists."""
         return memoryview(_Buffer.__new__(_Buffer, self, True))
 
     def __len__(self):
@@ -784,45 +794,48 @@ cdef class Matrix:
         return numpy.array(self.data, dtype=dtype, copy=copy)
 
     def __reduce__(self):
-        return Matrix.of, (self.tolist(),)
+        return Matrix.of, (self.tolist(), dtype_of(self))
 
     def tolist(self):
         """Return the numbers as a list of lists of floats."""
         numbers_are_read()
         cdef Block* block = block_of(self.node)
-        cdef double* data = block.data
         cdef Py_ssize_t i, j, cols = block.cols
-        return [[data[i * cols + j] for j in range(cols)] for i in range(block.rows)]
+        return [[number_at(block, i * cols + j) for j in range(cols)] for i in range(block.rows)]
 
     def load(self, source):
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
+        They are converted to the type of this block.
         Raises ValueError if the shape differs, RuntimeError while another thread computes with it;
         nothing is changed then.
         """
         cdef Py_ssize_t n = size_of(self.node), i = 0
-        cdef double* numbers
+        cdef Block* block = block_of(self.node)
+        cdef void* numbers
         cdef tuple lists
         if isinstance(source, Matrix):
             if not alike(self, source):
                 refuse(checks.load_shapes, (shape_of(self), shape_of(source)))
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
-            memmove(changing(self), block_of((<Matrix>source).node).data, n * sizeof(double))
+            numbers_change(self.node)
+            copy_numbers(block, block_of((<Matrix>source).node))
             return
         lists = checks.rectangle(source)
         if len(lists) != rows_in(self) or len(lists[0]) != cols_in(self):
             refuse(checks.load_shapes, (shape_of(self), (len(lists), len(lists[0]))))
-        numbers = new_buffer(n)  # not a list, which what converts an entry could get hold of
+        numbers = new_buffer(bytes_of(block))  # not a list, which what converts an entry could get hold of
         try:
             for row in lists:
                 for item in row:
-                    numbers[i] = as_double(item, "an entry")
+                    set_number(numbers, block.dtype, i, as_double(item, "an entry"))
                     i += 1
             numbers_are_read()
-            memmove(changing(self), numbers, n * sizeof(double))
+            numbers_change(self.node)
+            memmove(block.data, numbers, bytes_of(block))
         finally:
-            free_buffer(numbers, n)
+            free_buffer(numbers, bytes_of(block))
 
     def __add__(self, other):
         return elementwise(MATRIX_ADD, self, other)
@@ -849,6 +862,8 @@ cdef class Matrix:
         cdef double number = 0.0
         if isinstance(other, (Matrix, Value)) or not to_double(other, &number):
             return elementwise(MATRIX_DIVIDE, self, other)
+        if block_of(self.node).dtype == FLOAT32:
+            number = <float>number
         return elementwise(MATRIX_MULTIPLY, self, power(number, -1.0))
 
     def __rtruediv__(self, other):
@@ -880,13 +895,13 @@ cdef inline bint is_leaf(Block* block) noexcept:
     return block.op <= CONSTANT or block.detached
 
 
-cdef Matrix constant_row(double number, Py_ssize_t cols):
-    """Return a row of a number, which serves all rows as a row of a Matrix does."""
-    cdef Node* node = new_block(CONSTANT, 1, cols)
+cdef Matrix constant_row(double number, Matrix like):
+    """Return a row of a number, which serves all rows of a Matrix as one of its type does."""
+    cdef Node* node = new_block(CONSTANT, 1, cols_in(like), block_of(like.node).dtype)
     cdef Block* block = block_of(node)
     cdef Py_ssize_t i
-    for i in range(cols):
-        block.data[i] = number
+    for i in range(block.cols):
+        set_number_at(block, i, number)
     block.detached = True
     return matrix_of(node)
 
@@ -900,7 +915,7 @@ cdef object elementwise(Op op, Matrix a, object other, bint swapped=False):
     elif isinstance(other, Value):
         refuse(checks.matrix_with_value, (NAMES[op],))
     elif to_double(other, &number):
-        b = constant_row(number, cols_in(a))
+        b = constant_row(number, a)
     else:
         checks.matrix_with_array(NAMES[op], other)  # can raise TypeError
         return NotImplemented
@@ -932,8 +947,8 @@ cdef class _Buffer:
         self.of_grad = of_grad
         self.shape[0] = block_of(self.node).rows
         self.shape[1] = block_of(self.node).cols
-        self.strides[0] = self.shape[1] * sizeof(double)
-        self.strides[1] = sizeof(double)
+        self.strides[1] = size_of_number(block_of(self.node).dtype)
+        self.strides[0] = self.shape[1] * self.strides[1]
 
     def __dealloc__(self):
         if self.node is not NULL:
@@ -943,11 +958,11 @@ cdef class _Buffer:
         cdef Block* block = block_of(self.node)
         buffer.buf = block.grad if self.of_grad else block.data
         buffer.obj = self
-        buffer.len = size_of(self.node) * sizeof(double)
-        buffer.itemsize = sizeof(double)
+        buffer.len = bytes_of(block)
+        buffer.itemsize = self.strides[1]
         buffer.readonly = 0
         buffer.ndim = 2
-        buffer.format = "d"
+        buffer.format = "f" if block.dtype == FLOAT32 else "d"
         buffer.shape = self.shape
         buffer.strides = self.strides
         buffer.suboffsets = NULL
@@ -970,6 +985,10 @@ cdef inline bint same_shape(Node* a, Node* b) noexcept:
     return block_of(a).rows == block_of(b).rows and block_of(a).cols == block_of(b).cols
 
 
+cdef inline bint same_dtype(Matrix a, Matrix b) noexcept:
+    return b is None or block_of(a.node).dtype == block_of(b.node).dtype
+
+
 cdef inline bint alike(Matrix a, Matrix b) noexcept:
     return same_shape(a.node, b.node)
 
@@ -979,13 +998,24 @@ cdef tuple shape_of(Matrix x):
     return rows_in(x), cols_in(x)
 
 
-cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols) except NULL:
-    cdef Node* node = new_block(NONE, rows, cols)
-    memset(block_of(node).data, 0, size_of(node) * sizeof(double))
+cdef tuple DTYPES = ("float64", "float32")  # in the order of the tables of kernels
+
+
+cdef str dtype_of(Matrix x):
+    return DTYPES[block_of(x.node).dtype]
+
+
+cdef uint8_t place_of_dtype(object dtype) except 255:
+    return <uint8_t>DTYPES.index(checks.dtype(dtype))
+
+
+cdef Node* new_leaf_block(Py_ssize_t rows, Py_ssize_t cols, uint8_t dtype) except NULL:
+    cdef Node* node = new_block(NONE, rows, cols, dtype)
+    memset(block_of(node).data, 0, bytes_of(block_of(node)))
     return node
 
 
-cdef Node* unmade = new_leaf_block(1, 1)
+cdef Node* unmade = new_leaf_block(1, 1, FLOAT64)
 retain(unmade)
 
 
@@ -993,8 +1023,8 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
     """Return rows start to stop - 1 of a block as a view."""
     cdef Block* block = block_of(node)
     cdef Node* owner = block.inputs[0] if block.op == VIEW else node
-    cdef double* data = block.data + start * block.cols
-    cdef Node* view = new_block(VIEW, stop - start, block.cols)
+    cdef void* data = place_in(block.data, block.dtype, start * block.cols)
+    cdef Node* view = new_block(VIEW, stop - start, block.cols, block.dtype)
     block = block_of(view)
     block.data = data
     block.inputs[0] = owner
@@ -1011,7 +1041,7 @@ cdef Value element_of(Node* node, Py_ssize_t i):
     cdef Node* element
     numbers_are_read()
     if block.op == VIEW:
-        i += block.data - block_of(block.inputs[0]).data
+        i += first_entry(block)
         node = block.inputs[0]
         block = block_of(node)
     if block.elements is NULL:
@@ -1062,8 +1092,8 @@ cdef int refuse_numbers(Node* node) except -1:
     retain(node)
     try:
         for i in range(y.rows * y.cols):
-            x = a.data[i if a.rows == y.rows else i % y.cols]
-            other = b.data[i if b.rows == y.rows else i % y.cols]
+            x = number_at(a, i if a.rows == y.rows else i % y.cols)
+            other = number_at(b, i if b.rows == y.rows else i % y.cols)
             if y.op == MATRIX_EXP:
                 checks.exp(x)
             elif y.op == MATRIX_LOG:
@@ -1094,7 +1124,9 @@ cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, IdBuffer* ids, Matr
     cdef Node* node
     cdef Block* block
     try:
-        node = new_block(op, rows, cols)
+        if not (same_dtype(a, b) and same_dtype(a, c)):
+            refuse(checks.dtypes, (NAMES[op], [dtype_of(x) for x in (a, b, c) if x is not None]))
+        node = new_block(op, rows, cols, block_of(a.node).dtype)
     except:
         release_ids(ids)
         raise
@@ -1228,7 +1260,7 @@ def softmax(x, temperature=1.0):
     cdef Matrix a = block_argument(x, "x")
     cdef double number = checks.temperature(temperature)
     cdef Node* node = block_op(SOFTMAX, rows_in(a), cols_in(a), NULL, a)
-    block_of(node).saved[0] = number
+    block_of(node).temperature = number
     return record(node)
 
 
@@ -1282,7 +1314,7 @@ def cross_entropy(logits, targets):
 def mean(x):
     """Return the mean of all entries as one Value: x (T, n)."""
     cdef Matrix a = block_argument(x, "x")
-    cdef double data = mean_forward(block_of(a.node).data, size_of(a.node))
+    cdef double data = mean_of(a.node)
     result = one_child(MEAN, data, a.node, 0.0)
     if tape is not NULL and result.node.kind == MEAN:
         (<_Graph>tape).add(result.node)
@@ -1296,12 +1328,6 @@ cdef inline int numbers_change(Node* node) except -1:
     owner_of(node).version += 1
     n_changes += 1
     return 0
-
-
-cdef inline double* changing(Matrix x) except NULL:
-    """Return the numbers of x, which are about to change."""
-    numbers_change(x.node)
-    return block_of(x.node).data
 
 
 cdef Node* node_of(object x) except NULL:
@@ -1330,6 +1356,9 @@ cdef class _Moments:
             three[1], three[2] = node_of(self.m[i]), node_of(self.v[i])
             if not (same_shape(three[0], three[1]) and same_shape(three[0], three[2])):
                 self.refuse_shapes()
+            if not (same_dtype(self.params[i], self.m[i]) and same_dtype(self.params[i], self.v[i])):
+                refuse(checks.dtypes,
+                       ("adam_update", [dtype_of(x[i]) for x in (self.params, self.m, self.v)]))
             need_grad(three[0])
 
     def __dealloc__(self):
@@ -1383,8 +1412,8 @@ cdef int take_step(object adam, object step, _Moments moments, const AdamRates* 
         raise
     for i in range(moments.n):  # without Python, so no other thread runs
         p = block_of(nodes[3 * i])
-        adam_kernel(p.data, gradient(p), block_of(nodes[3 * i + 1]).data,
-                    block_of(nodes[3 * i + 2]).data, rates, size_of(nodes[3 * i]))
+        kernels[p.dtype].adam(p.data, gradient(p), block_of(nodes[3 * i + 1]).data,
+                              block_of(nodes[3 * i + 2]).data, rates, size_of(nodes[3 * i]))
         clear_grad(p)
     for i in range(3 * moments.n):
         numbers_change(nodes[i])

@@ -120,7 +120,7 @@ class Value:
         return label._inputs if label == "mean" else (label,)
 
     def __repr__(self):
-        return f"Value(data={self._data}, grad={self._grad})"
+        return f"Value(data={self.data}, grad={self.grad})"
 
     def __format__(self, spec: str) -> str:
         """Return the number in the format of a float, as in f"{value:.3f}"."""
@@ -222,12 +222,37 @@ class Value:
                 child._grad += local_grad * grad
 
 
+class _Single(Value):
+    """A Value of a float32 block: its data and its gradient are read and written rounded."""
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> float:
+        return self._data
+
+    @data.setter
+    def data(self, data: float) -> None:
+        self._data = _rounded(checks.number(data, "data"))
+
+    @property
+    def grad(self) -> float:
+        return _rounded(self._grad)
+
+    @grad.setter
+    def grad(self, grad: float) -> None:
+        self._grad = _rounded(checks.number(grad, "grad"))
+
+
 class Matrix:
     """Hold rows x cols Values side by side, all 0 at first.
 
+    dtype: the type of the numbers and their gradients, "float64" or "float32"; a float32 block
+        holds what it is given rounded. Blocks of both types do not mix in an op.
+
     `m[i]` is row i as a tuple of Values, `m[i][j]` one Value that lives in the block; `m[a:b]`
     is a Matrix of rows a to b - 1 which shares their numbers and gradients. `m.data` and
-    `m.grad` are 2-D buffers of float64: read-only snapshots in this core, live and writable in
+    `m.grad` are 2-D buffers of the dtype: read-only snapshots in this core, live and writable in
     the compiled one. A copy or a pickle holds the numbers, not the graph.
 
     `+ - * /` take another Matrix of equal shape, a row (1, n) that serves all rows, or a number,
@@ -240,40 +265,52 @@ class Matrix:
     Raises TypeError if a size is not an int, ValueError if it is below 1.
     """
 
-    __slots__ = ("_rows", "_initialized", "_changes", "_label")
+    __slots__ = ("_rows", "_dtype", "_initialized", "_changes", "_label")
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
-    def __new__(cls, rows: Any = None, cols: Any = None) -> Matrix:
+    def __new__(cls, rows: Any = None, cols: Any = None, dtype: str = "float64") -> Matrix:
         rows, cols = checks.sizes(rows, cols)
         self = object.__new__(cls)
-        self._rows = [tuple([_leaf(0.0) for _ in range(cols)]) for _ in range(rows)]
+        self._dtype = checks.dtype(dtype)
+        zeros = [[_leaf(0.0) for _ in range(cols)] for _ in range(rows)]
+        self._rows = _rows_of(zeros, dtype)
         self._initialized = False
         self._changes = [0]  # how often load or an update changed the numbers; views share it
         self._label = None  # of a block op: what its Values know of it
         return self
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, rows: int, cols: int, dtype: str = "float64") -> None:
         if self._initialized:
             raise TypeError("a Matrix keeps its shape: make another one, or load other numbers")
         self._initialized = True
 
     @classmethod
-    def of(cls, lists: Matrix | Iterable[Iterable[float]]) -> Matrix:
-        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix."""
-        lists = lists.tolist() if isinstance(lists, Matrix) else checks.rectangle(lists)
-        matrix = cls(len(lists), len(lists[0]))
+    def of(
+        cls, lists: Matrix | Iterable[Iterable[float]], dtype: str | None = None
+    ) -> Matrix:
+        """Return a Matrix of leaves with the numbers of equally long lists, or of a Matrix.
+
+        dtype: None: that of the Matrix; of lists "float64".
+        """
+        if isinstance(lists, Matrix):
+            lists, dtype = lists.tolist(), lists._dtype if dtype is None else dtype
+        lists = checks.rectangle(lists)
+        matrix = cls(len(lists), len(lists[0]), "float64" if dtype is None else dtype)
         matrix.load(lists)
         return matrix
 
     @classmethod
-    def pack(cls, rows_of_values: Iterable[Iterable[Value | float]]) -> Matrix:
+    def pack(
+        cls, rows_of_values: Iterable[Iterable[Value | float]], dtype: str = "float64"
+    ) -> Matrix:
         """Return a new Matrix with the data of rows of Values; gradients flow back to them.
 
         Numbers among the Values are constants. Raises ValueError if the rows differ in length.
         """
         rows = [[_value(item) for item in row] for row in checks.rectangle(rows_of_values)]
         values = [value for row in rows for value in row]
-        return _matrix([[_copy(value) for value in row] for row in rows], "pack", values, ())
+        copies = [[_copy(value) for value in row] for row in rows]
+        return _matrix(checks.dtype(dtype), copies, "pack", values, ())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -281,14 +318,19 @@ class Matrix:
         return len(self._rows), len(self._rows[0])
 
     @property
+    def dtype(self) -> str:
+        """The type of the numbers, "float64" or "float32"."""
+        return self._dtype
+
+    @property
     def data(self) -> memoryview:
-        """The numbers as a buffer of rows x cols float64; `tolist()` gives lists of them."""
-        return _snapshot([[value._data for value in row] for row in self._rows])
+        """The numbers as a buffer of rows x cols of the dtype; `tolist()` gives lists of them."""
+        return _snapshot([[value._data for value in row] for row in self._rows], self._dtype)
 
     @property
     def grad(self) -> memoryview:
-        """The gradients as a buffer of rows x cols float64; `grad.tolist()` gives lists."""
-        return _snapshot([[value._grad for value in row] for row in self._rows])
+        """The gradients as a buffer of rows x cols of the dtype; `grad.tolist()` gives lists."""
+        return _snapshot([[value._grad for value in row] for row in self._rows], self._dtype)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -299,7 +341,7 @@ class Matrix:
     def __getitem__(self, index: int | slice) -> Any:  # a tuple of Values, or a Matrix
         if isinstance(index, slice):
             start, stop = checks.row_slice(index, len(self._rows))
-            view = _matrix(self._rows[start:stop])
+            view = _matrix(self._dtype, self._rows[start:stop])
             view._changes = self._changes
             owner = self._inputs[0] if self._op.startswith("[") else self
             first = owner._rows.index(self._rows[start])
@@ -348,7 +390,7 @@ class Matrix:
         return numpy.array(self.data, dtype=dtype, copy=copy)
 
     def __reduce__(self):
-        return Matrix.of, (self.tolist(),)
+        return Matrix.of, (self.tolist(), self._dtype)
 
     def tolist(self) -> list[list[float]]:
         """Return the numbers as a list of lists of floats."""
@@ -357,11 +399,15 @@ class Matrix:
     def load(self, source: Matrix | Iterable[Iterable[float]]) -> None:
         """Set the numbers from lists or from a Matrix of the same shape. Nothing is recorded.
 
+        They are converted to the type of this block.
         Raises ValueError if the shape differs; nothing is changed then.
         """
         lists = source.tolist() if isinstance(source, Matrix) else checks.rectangle(source)
         checks.load_shapes(self.shape, (len(lists), len(lists[0])))
-        numbers = [[checks.number(item, "an entry") for item in row] for row in lists]
+        numbers = [
+            array(_CODES[self._dtype], [checks.number(item, "an entry") for item in row])
+            for row in lists
+        ]
         for row, new_row in zip(self._rows, numbers, strict=True):
             for value, number in zip(row, new_row, strict=True):
                 value._data = number
@@ -402,20 +448,24 @@ class Matrix:
         if not checks.is_number(exponent):
             checks.matrix_with_array("**", exponent)  # can raise TypeError
             return NotImplemented
-        exponent = float(exponent)
-        return _matrix([[value**exponent for value in row] for row in self], "**", (self, exponent))
+        exponent = _number(exponent, self._dtype)
+        rows = [[value**exponent for value in row] for row in self]
+        return _matrix(self._dtype, rows, "**", (self, exponent))
 
     def exp(self) -> Matrix:
         """Return e ** entry for each entry. Raises OverflowError above 709.78."""
-        return _matrix([[value.exp() for value in row] for row in self], "exp", (self,))
+        rows = [[value.exp() for value in row] for row in self]
+        return _matrix(self._dtype, rows, "exp", (self,))
 
     def log(self) -> Matrix:
         """Return the natural logarithms. Raises ValueError unless all entries are positive."""
-        return _matrix([[value.log() for value in row] for row in self], "log", (self,))
+        rows = [[value.log() for value in row] for row in self]
+        return _matrix(self._dtype, rows, "log", (self,))
 
     def tanh(self) -> Matrix:
         """Return the hyperbolic tangent of each entry."""
-        return _matrix([[value.tanh() for value in row] for row in self], "tanh", (self,))
+        rows = [[value.tanh() for value in row] for row in self]
+        return _matrix(self._dtype, rows, "tanh", (self,))
 
     def relu(self) -> Matrix:
         """Return the entries where they are positive, else 0; as `relu(self)`."""
@@ -552,7 +602,8 @@ def embedding(table: Matrix, ids: Iterable[int]) -> Matrix:
     """
     checks.instance(table, "table", Matrix)
     ids = checks.ids(ids, len(table), "id")
-    return _matrix([[_copy(value) for value in table[i]] for i in ids], "embedding", (table,), ())
+    rows = [[_copy(value) for value in table[i]] for i in ids]
+    return _matrix(table._dtype, rows, "embedding", (table,), ())
 
 
 def linear(x: Matrix, w: Matrix) -> Matrix:
@@ -563,7 +614,8 @@ def linear(x: Matrix, w: Matrix) -> Matrix:
     checks.instance(x, "x", Matrix)
     checks.instance(w, "w", Matrix)
     checks.linear_shapes(x.shape, w.shape)
-    return _matrix([[_dot(weights, row) for weights in w] for row in x], "linear", (x, w))
+    dtype = _same_dtype("linear", x, w)
+    return _matrix(dtype, [[_dot(weights, row) for weights in w] for row in x], "linear", (x, w))
 
 
 def rmsnorm(x: Matrix) -> Matrix:
@@ -577,13 +629,13 @@ def rmsnorm(x: Matrix) -> Matrix:
         mean_square = sum(value * value for value in row) / len(row)
         scale = (mean_square + RMSNORM_EPS) ** -0.5
         result.append([value * scale for value in row])
-    return _matrix(result, "rmsnorm", (x,))
+    return _matrix(x._dtype, result, "rmsnorm", (x,))
 
 
 def relu(x: Matrix) -> Matrix:
     """Return x where it is positive, else 0, entry by entry: x (T, n) -> (T, n)."""
     checks.instance(x, "x", Matrix)
-    return _matrix([[value.relu() for value in row] for row in x], "relu", (x,))
+    return _matrix(x._dtype, [[value.relu() for value in row] for row in x], "relu", (x,))
 
 
 def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
@@ -593,7 +645,7 @@ def softmax(x: Matrix, temperature: float = 1.0) -> Matrix:
     """
     checks.instance(x, "x", Matrix)
     temperature = checks.temperature(temperature)
-    return _matrix([_softmax(row, temperature) for row in x], "softmax", (x,))
+    return _matrix(x._dtype, [_softmax(row, temperature) for row in x], "softmax", (x,))
 
 
 def attention(
@@ -617,6 +669,7 @@ def attention(
     if starts is not None:
         checks.starts_need_equal_rows(len(q), len(k))
     first_key = _first_rows(len(q), starts)
+    dtype = _same_dtype("attention", q, k, v)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
@@ -628,7 +681,7 @@ def attention(
             for j in range(head, head + head_dim):
                 row.append(sum(weight * v[s][j] for weight, s in zip(weights, seen, strict=True)))
         result.append(row)
-    return _matrix(result, "attention", (q, k, v))
+    return _matrix(dtype, result, "attention", (q, k, v))
 
 
 def attention_weights(
@@ -645,6 +698,7 @@ def attention_weights(
     if starts is not None:
         checks.starts_need_equal_rows(len(q), len(k))
     first_key = _first_rows(len(q), starts)
+    dtype = _same_dtype("attention_weights", q, k)
     cols = q.shape[1]
     head_dim = cols // n_head
     result = []
@@ -654,7 +708,7 @@ def attention_weights(
             row = [_leaf(0.0) for _ in range(len(k))]
             row[seen.start : seen.stop] = _attend(query, k, head, head_dim, seen)
             result.append(row)
-    return _matrix(result, "attention_weights", (q, k))
+    return _matrix(dtype, result, "attention_weights", (q, k))
 
 
 def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
@@ -672,7 +726,7 @@ def cross_entropy(logits: Matrix, targets: Iterable[int]) -> Matrix:
         largest = max([value._data for value in row])
         total = sum((value - largest).exp() for value in row)
         result.append([total.log() - (row[target] - largest)])
-    return _matrix(result, "cross_entropy", (logits,), ())
+    return _matrix(logits._dtype, result, "cross_entropy", (logits,), ())
 
 
 def mean(x: Matrix) -> Value:
@@ -701,12 +755,14 @@ def adam_update(adam: Any, lr: float) -> None:
     for matrix in params + m + v:
         checks.instance(matrix, "a param or moment", Matrix)
     checks.adam_shapes(*([matrix.shape for matrix in matrices] for matrices in (params, m, v)))
+    dtypes = [_same_dtype("adam_update", *three) for three in zip(params, m, v, strict=True)]
     step, lr, beta1, beta2, eps = checks.adam_rates(
         adam.step, lr, adam.beta1, adam.beta2, adam.eps
     )
     correction1, correction2 = 1.0 - beta1 ** (step + 1), 1.0 - beta2 ** (step + 1)
     changes = [(adam, "step", step + 1)]  # first: if it is refused, nothing has changed
-    for matrices in zip(params, m, v, strict=True):
+    for dtype, *matrices in zip(dtypes, params, m, v, strict=True):
+        begin = len(changes)
         for rows in zip(*matrices, strict=True):
             for p, first, second in zip(*rows, strict=True):
                 m_new = beta1 * first._data + (1.0 - beta1) * p._grad
@@ -719,6 +775,8 @@ def adam_update(adam: Any, lr: float) -> None:
                     (p, "_data", p_new),
                     (p, "_grad", 0.0),
                 ]
+        if dtype == "float32":
+            changes[begin:] = [(value, name, _rounded(x)) for value, name, x in changes[begin:]]
     for matrix in params + m + v:
         matrix._changes[0] += 1
     deque(starmap(setattr, changes), maxlen=0)  # one call into C: no signal handler runs inside
@@ -785,13 +843,48 @@ def _value(item):
     return item if isinstance(item, Value) else _leaf(checks.number(item, "an entry"))
 
 
-def _matrix(rows, op="", inputs=(), needed=None):
+_CODES = {"float64": "d", "float32": "f"}  # of the types in the module array
+
+
+def _rounded(x):
+    return array("f", (x,))[0]
+
+
+def _number(x, dtype):
+    """Return a number as it enters an op of blocks."""
+    return array(_CODES[dtype], (x,))[0]
+
+
+def _single(value):
+    """Return a Value of a float32 block in place of one that nothing else refers to."""
+    if value.__class__ is _Single:
+        return value
+    single = _Single.__new__(_Single)
+    single._data, single._grad = _rounded(value._data), 0.0
+    single._children, single._local_grads = value._children, value._local_grads
+    single._op = value._op
+    return single
+
+
+def _rows_of(rows, dtype):
+    if dtype == "float32":
+        rows = [map(_single, row) for row in rows]
+    return [tuple(row) for row in rows]
+
+
+def _same_dtype(op, *matrices):
+    checks.dtypes(op, [matrix._dtype for matrix in matrices])
+    return matrices[0]._dtype
+
+
+def _matrix(dtype, rows, op="", inputs=(), needed=None):
     """Return a Matrix of rows of Values that a block op has computed from inputs.
 
     needed: the Matrices among them whose numbers backward needs; None: all.
     """
     matrix = object.__new__(Matrix)
-    matrix._rows = [tuple(row) for row in rows]
+    matrix._dtype = dtype
+    matrix._rows = _rows_of(rows, dtype)
     matrix._initialized = True
     matrix._changes = [0]
     matrix._label = None
@@ -855,20 +948,21 @@ def _elementwise(op, name, a, b):
             checks.matrix_with_array(name, x)  # can raise TypeError
             return NotImplemented
     checks.elementwise_shapes(name, matrices[0].shape, matrices[-1].shape)
+    dtype = _same_dtype(name, *matrices)
     rows, cols = max(matrix.shape for matrix in matrices)
     result = [
         [op(x, y) for x, y in zip(*row, strict=True)]
-        for row in zip(_spread(a, rows, cols), _spread(b, rows, cols), strict=True)
+        for row in zip(_spread(a, rows, cols, dtype), _spread(b, rows, cols, dtype), strict=True)
     ]
     reads_numbers = name in "*/" and isinstance(b, Matrix)  # the others pass gradients on without
-    inputs = [x if isinstance(x, Matrix) else float(x) for x in (a, b)]
-    return _matrix(result, name, inputs, matrices if reads_numbers else ())
+    inputs = [x if isinstance(x, Matrix) else _number(x, dtype) for x in (a, b)]
+    return _matrix(dtype, result, name, inputs, matrices if reads_numbers else ())
 
 
-def _spread(x, rows, cols):
+def _spread(x, rows, cols, dtype):
     """Return what stands at each place of rows x cols, if x serves all of them."""
     if not isinstance(x, Matrix):
-        return [[float(x)] * cols] * rows
+        return [[_number(x, dtype)] * cols] * rows
     return x._rows * rows if len(x._rows) < rows else x._rows
 
 
@@ -891,10 +985,10 @@ def _attend(query, k, head, head_dim, seen):
     return _softmax([sum(query[j] * k[s][j] for j in columns) / head_dim**0.5 for s in seen])
 
 
-def _snapshot(lists):
-    flat = array("d", [number for row in lists for number in row])
+def _snapshot(lists, dtype):
+    flat = array(_CODES[dtype], [number for row in lists for number in row])
     shape = len(lists), len(lists[0])
-    return memoryview(flat).cast("B").cast("d", shape).toreadonly()
+    return memoryview(flat).cast("B").cast(_CODES[dtype], shape).toreadonly()
 
 
 def _first_rows(rows, starts):

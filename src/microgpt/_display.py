@@ -14,7 +14,8 @@ def text(matrix: Any) -> str:
     """Return the expression that makes a small Matrix; of another one, the shape."""
     (rows, cols), name = matrix.shape, type(matrix).__name__
     if rows * cols <= LONGEST:
-        expression = f"{name}.of({matrix.tolist()})"
+        dtype = "" if matrix.dtype == "float64" else f", {matrix.dtype!r}"
+        expression = f"{name}.of({matrix.tolist()}{dtype})"
         if len(expression) <= LONGEST:
             return expression
     return f"<{name} {rows} x {cols}>"

@@ -65,20 +65,24 @@ cdef int need_grad(Node* node) except -1:
     if block.op == VIEW:
         need_grad(block.inputs[0])
         owner = block_of(block.inputs[0])
-        block.grad = owner.grad + (block.data - owner.data)
+        block.grad = place_in(owner.grad, block.dtype, first_entry(block))
     else:
         block.grad = new_buffer(block.capacity)
         block.grad_is_zero = True
     return 0
 
 
-cdef inline double* gradient(Block* block) noexcept nogil:
+cdef inline void* gradient(Block* block) noexcept nogil:
     """Return the gradient of a block as its memory holds it, to be read or added to."""
     cdef Block* owner = block_of(block.inputs[0]) if block.op == VIEW else block
     if owner.grad_is_zero:
-        memset(owner.grad, 0, owner.rows * owner.cols * sizeof(double))
+        memset(owner.grad, 0, bytes_of(owner))
         owner.grad_is_zero = False
     return block.grad
+
+
+cdef inline void set_gradient_at(Block* block, Py_ssize_t i, double x) noexcept nogil:
+    set_number(gradient(block), block.dtype, i, x)
 
 
 cdef inline bint is_first(Block* block) noexcept nogil:
@@ -93,7 +97,7 @@ cdef inline bint is_first(Block* block) noexcept nogil:
 
 cdef inline void clear_grad(Block* block) noexcept nogil:
     if block.op == VIEW or block.grad_is_seen:
-        memset(gradient(block), 0, block.rows * block.cols * sizeof(double))
+        memset(gradient(block), 0, bytes_of(block))
     else:
         block.grad_is_zero = True
 
@@ -102,16 +106,14 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
     """Return how many numbers the forward of a block saves for its backward, or works with."""
     cdef Py_ssize_t n
     if y.op == LINEAR:
-        return linear_workspace_size(y.rows, block_of(y.inputs[0]).cols)
+        return kernels[y.dtype].linear_workspace_size(y.rows, block_of(y.inputs[0]).cols)
     if y.op == RMSNORM:
         return y.rows
-    if y.op == SOFTMAX:
-        return 1
     if y.op == CROSS_ENTROPY:
         return size_of(y.inputs[0])
     if y.op != ATTENTION:
         return 0
-    n = attention_workspace_size(
+    n = kernels[y.dtype].attention_workspace_size(
         y.ids.items, y.rows, block_of(y.inputs[1]).rows, y.cols, y.n_head
     )
     if n < 0:
@@ -129,6 +131,7 @@ cdef bint block_forward(Node* node) noexcept nogil:
     """Compute a block; return whether one of its entries is an error for Values."""
     global n_changes
     cdef Block* y = block_of(node)
+    cdef const Kernels* of_type = kernels[y.dtype]
     cdef int i
     for i in range(y.n_inputs):
         y.seen[i] = owner_of(y.inputs[i]).version
@@ -137,40 +140,46 @@ cdef bint block_forward(Node* node) noexcept nogil:
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
     if y.op == LOAD:
-        memmove(a.data, b.data, a.rows * a.cols * sizeof(double))
+        copy_numbers(a, b)
         owner_of(y.inputs[0]).version += 1
         n_changes += 1
     elif y.op == EMBEDDING:
-        embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
+        of_type.embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
     elif is_elementwise(y.op):
-        return elementwise_forward(
+        return of_type.elementwise_forward(
             y.op - MATRIX_ADD, y.data, a.data, NULL if b is NULL else b.data, y.rows, y.cols,
             a.rows, 0 if b is NULL else b.rows)
     elif y.op == LINEAR:
-        linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
+        of_type.linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
-        rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
+        of_type.rmsnorm_forward(y.data, y.saved, a.data, EPS, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
-        relu_forward(y.data, a.data, y.rows * y.cols)
+        of_type.relu_forward(y.data, a.data, y.rows * y.cols)
     elif y.op == SOFTMAX:
-        softmax_forward(y.data, a.data, y.saved[0], y.rows, y.cols)
+        of_type.softmax_forward(y.data, a.data, y.temperature, y.rows, y.cols)
     elif y.op == ATTENTION:
-        attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
+        of_type.attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
                           y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
-        attention_weights_forward(y.data, a.data, b.data, y.ids.items,
+        of_type.attention_weights_forward(y.data, a.data, b.data, y.ids.items,
                                   a.rows, b.rows, a.cols, y.n_head)
     elif y.op == CROSS_ENTROPY:
-        cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
+        of_type.cross_entropy_forward(y.data, y.saved, a.data, y.ids.items, a.rows, a.cols)
     return False
+
+
+cdef double mean_of(Node* node) noexcept nogil:
+    cdef Block* block = block_of(node)
+    return kernels[block.dtype].mean_forward(block.data, block.rows * block.cols)
 
 
 cdef void block_backward(Node* node) noexcept nogil:
     cdef Block* y = block_of(node)
+    cdef const Kernels* of_type = kernels[y.dtype]
     cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
-    cdef double* dy
+    cdef void* dy
     cdef Py_ssize_t i, n = y.rows * y.cols
     cdef bint first_a, first_b, first_c
     if y.op <= VIEW:
@@ -179,37 +188,37 @@ cdef void block_backward(Node* node) noexcept nogil:
     # One input may be two, so the order in which they are asked is that of the kernel.
     if y.op == PACK:
         for i in range(n):
-            y.items[i].grad += dy[i]
+            y.items[i].grad += get_number(dy, y.dtype, i)
     elif y.op == EMBEDDING:
-        embedding_backward(gradient(a), dy, y.ids.items, y.rows, y.cols)
+        of_type.embedding_backward(gradient(a), dy, y.ids.items, y.rows, y.cols)
     elif is_elementwise(y.op):
         if b is not NULL and b.op == VIEW:
             gradient(b)  # before a is asked, of which it may be a part
         first_a = is_first(a)
         first_b = b is not NULL and is_first(b)
-        elementwise_backward(
+        of_type.elementwise_backward(
             y.op - MATRIX_ADD, a.grad, first_a, NULL if b is NULL else b.grad, first_b, dy, y.data,
             a.data, NULL if b is NULL else b.data, y.rows, y.cols, a.rows,
             0 if b is NULL else b.rows)
     elif y.op == LINEAR:
-        linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
-        linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
+        of_type.linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
+        of_type.linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
-        rmsnorm_backward(a.grad, is_first(a), dy, a.data, y.saved, y.rows, y.cols)
+        of_type.rmsnorm_backward(a.grad, is_first(a), dy, a.data, y.saved, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
-        relu_backward(a.grad, is_first(a), dy, a.data, n)
+        of_type.relu_backward(a.grad, is_first(a), dy, a.data, n)
     elif y.op == SOFTMAX:
-        softmax_backward(gradient(a), dy, y.data, y.saved[0], y.rows, y.cols)
+        of_type.softmax_backward(gradient(a), dy, y.data, y.temperature, y.rows, y.cols)
     elif y.op == ATTENTION:
         first_a, first_b, first_c = is_first(a), is_first(b), is_first(c)
-        attention_backward(a.grad, first_a, b.grad, first_b, c.grad, first_c, dy, y.saved,
+        of_type.attention_backward(a.grad, first_a, b.grad, first_b, c.grad, first_c, dy, y.saved,
                            y.ids.items, y.rows, b.rows, y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
         gradient(a)
-        attention_weights_backward(a.grad, gradient(b), dy, y.data, a.data, b.data, y.ids.items,
+        of_type.attention_weights_backward(a.grad, gradient(b), dy, y.data, a.data, b.data, y.ids.items,
                                    a.rows, b.rows, a.cols, y.n_head)
     elif y.op == CROSS_ENTROPY:
-        cross_entropy_backward(a.grad, is_first(a), dy, y.saved, y.ids.items, a.rows, a.cols)
+        of_type.cross_entropy_backward(a.grad, is_first(a), dy, y.saved, y.ids.items, a.rows, a.cols)
 
 
 cdef inline Block* touched_by(Node* node, int i) noexcept:
@@ -323,7 +332,7 @@ cdef int backward_below(Node* root) except -1:
     if root.kind == ELEMENT and block_of(root.left).op == NONE:
         require_unused(root.left)
         need_grad(root.left)
-        gradient(block_of(root.left))[<uintptr_t>root.right] = 1.0
+        set_gradient_at(block_of(root.left), <Py_ssize_t>root.right, 1.0)
         return 0
     start_traversal(root, &walk)
     root.grad = 1.0
@@ -345,7 +354,7 @@ cdef int backward_below(Node* root) except -1:
 cdef int grow(void** array, Py_ssize_t* capacity, size_t size) except -1:
     """Double an array of items of a size; it is a buffer, so that a steady step asks for none."""
     cdef Py_ssize_t more = 2 * capacity[0] if capacity[0] else 64
-    cdef double* moved = new_buffer(more * size // sizeof(double))
+    cdef void* moved = new_buffer(more * size)
     if array[0] is not NULL:
         memcpy(moved, array[0], capacity[0] * size)
     free_array(array[0], capacity[0], size)
@@ -355,7 +364,7 @@ cdef int grow(void** array, Py_ssize_t* capacity, size_t size) except -1:
 
 
 cdef void free_array(void* array, Py_ssize_t capacity, size_t size) noexcept:
-    free_buffer(<double*>array, capacity * size // sizeof(double))
+    free_buffer(array, capacity * size)
 
 
 cdef inline bint is_scaled(Block* y) noexcept:
@@ -440,6 +449,7 @@ cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
     """
     cdef Py_ssize_t i, j
     cdef Node* node
+    cdef Block* block
     cdef Many* many
     cdef double grad
     for i in range(walk.n - 1, -1, -1):
@@ -454,10 +464,13 @@ cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
         elif node.kind == BLOCK:
             block_backward(node)
         elif node.kind == ELEMENT:
-            gradient(block_of(node.left))[<uintptr_t>node.right] += grad
+            block = block_of(node.left)
+            j = <Py_ssize_t>node.right
+            set_gradient_at(block, j, get_number(gradient(block), block.dtype, j) + grad)
         elif node.kind == MEAN:
-            mean_backward(block_of(node.left).grad, is_first(block_of(node.left)), grad,
-                          size_of(node.left))
+            block = block_of(node.left)
+            kernels[block.dtype].mean_backward(block.grad, is_first(block), grad,
+                                               block.rows * block.cols)
         else:
             many = <Many*>node.right
             for j in range(many.n):

@@ -31,8 +31,17 @@
  * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more each by
  * _kernels_avx2.c and _kernels_avx512.c. Every kernel is static; exported are the table at the end
  * and the choice among the tables at run time. */
+#if !defined(MICROGPT_REAL)
+#define MICROGPT_REAL 64
+#endif
+
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("O3") /* even if the environment's CFLAGS ask for less */
+#endif
+#if MICROGPT_REAL == 32 && defined(__clang__)
+#pragma clang fp contract(fast)
+#elif MICROGPT_REAL == 32 && defined(__GNUC__)
+#pragma GCC optimize("fp-contract=fast")
 #endif
 
 #include "_kernels.h"
@@ -42,16 +51,36 @@
 
 #include "_vec.h"
 
-enum { LEAST_PANEL_ROWS = 3 };
+enum { PLACES = VEC / 4 }; /* of four heads in a vec */
+
+#if MICROGPT_REAL == 32
+static const real LARGE = 1e38f, SMALL = 1e-30f, TINY = 0x1p-100f;
+#define ROOT sqrtf
+#else
+static const real LARGE = 1e300, SMALL = 1e-150, TINY = 1e-270;
+#define ROOT sqrt
+#endif
 
 /* Rows and vectors of a tile: as many as there are registers for their sums. */
-#if defined(MICROGPT_AVX512)
-enum { DOT_ROWS = 2, PANEL_ROWS = 7, AXPY_ROWS = 16, AXPY_VECS = 1 };
+#if MICROGPT_REAL == 32 && defined(MICROGPT_AVX512)
+enum { DOT_ROWS = 2, PANEL_ROWS = 16, PANEL_VECS = 1, AXPY_ROWS = 16, AXPY_VECS = 1 };
+#elif MICROGPT_REAL == 32 && defined(LONG_VECS)
+enum { DOT_ROWS = 2, PANEL_ROWS = 6, PANEL_VECS = 2, AXPY_ROWS = 6, AXPY_VECS = 2 };
+#elif defined(MICROGPT_AVX512)
+enum { DOT_ROWS = 2, PANEL_ROWS = 7, PANEL_VECS = 1, AXPY_ROWS = 16, AXPY_VECS = 1 };
 #elif defined(MICROGPT_AVX2)
 enum { DOT_ROWS = 3, AXPY_ROWS = 6, AXPY_VECS = 2 };
 #else
 enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 #endif
+
+/* From as many rows on a linear works with panels of its weights, at the levels that do. */
+enum { LEAST_PANEL_ROWS = 3 };
+#if defined(MICROGPT_AVX512) || defined(LONG_VECS)
+#define PANELS
+#endif
+/* The partial sums of a dot product are those of a vec, or of a panel one alone. */
+enum { PANEL_SUMS = MICROGPT_REAL == 32 ? 1 : 4 };
 
 /* switch (count) with one compiled case for each number of rows. */
 #define CASE(rows, call) \
@@ -63,8 +92,17 @@ enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 #define ROWS_16(call) \
     CASE(16, call) CASE(15, call) CASE(14, call) CASE(13, call) CASE(12, call) CASE(11, call) \
     CASE(10, call) CASE(9, call) CASE(8, call) ROWS_7(call)
-#if defined(MICROGPT_AVX512)
+#if MICROGPT_REAL == 32 && defined(MICROGPT_AVX512)
 #define DOT_CASES ROWS_2
+#define PANEL_CASES ROWS_16
+#define AXPY_CASES ROWS_16
+#elif MICROGPT_REAL == 32 && defined(LONG_VECS)
+#define DOT_CASES ROWS_2
+#define PANEL_CASES ROWS_6
+#define AXPY_CASES ROWS_6
+#elif defined(MICROGPT_AVX512)
+#define DOT_CASES ROWS_2
+#define PANEL_CASES ROWS_7
 #define AXPY_CASES ROWS_16
 #elif defined(MICROGPT_AVX2)
 #define DOT_CASES ROWS_3
@@ -81,55 +119,55 @@ INLINE Index tile_rows(Index left, Index most)
     return (left + tiles - 1) / tiles;
 }
 
-static void embedding_forward(double *y, const double *table, const Index *ids, Index T, Index n)
+static void embedding_forward(real *y, const real *table, const Index *ids, Index T, Index n)
 {
     for (Index t = 0; t < T; t++)
-        memcpy(y + t * n, table + ids[t] * n, (size_t)n * sizeof(double));
+        memcpy(y + t * n, table + ids[t] * n, (size_t)n * sizeof(real));
 }
 
-static void add_to(double *RESTRICT dx, const double *RESTRICT dy, Index size)
+static void add_to(real *RESTRICT dx, const real *RESTRICT dy, Index size)
 {
     for (Index i = 0; i < size; i++)
         dx[i] += dy[i];
 }
 
-static void embedding_backward(double *dtable, const double *dy, const Index *ids, Index T,
+static void embedding_backward(real *dtable, const real *dy, const Index *ids, Index T,
                                Index n)
 {
     for (Index t = 0; t < T; t++)
         add_to(dtable + ids[t] * n, dy + t * n, n);
 }
 
-static void relu_forward(double *RESTRICT y, const double *RESTRICT x, Index size)
+static void relu_forward(real *RESTRICT y, const real *RESTRICT x, Index size)
 {
     for (Index i = 0; i < size; i++)
-        y[i] = x[i] > 0.0 ? x[i] : 0.0;
+        y[i] = x[i] > 0 ? x[i] : 0;
 }
 
-static void relu_backward(double *RESTRICT dx, int first, const double *RESTRICT dy,
-                          const double *RESTRICT x, Index size)
+static void relu_backward(real *RESTRICT dx, int first, const real *RESTRICT dy,
+                          const real *RESTRICT x, Index size)
 {
     if (first)
         for (Index i = 0; i < size; i++)
-            dx[i] = (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
+            dx[i] = (x[i] > 0 ? (real)1 : (real)0) * dy[i];
     else
         for (Index i = 0; i < size; i++)
-            dx[i] += (x[i] > 0.0 ? 1.0 : 0.0) * dy[i];
+            dx[i] += (x[i] > 0 ? (real)1 : (real)0) * dy[i];
 }
 
 /* The element-wise ops: a pair of kernels each for n adjacent entries, and one place, below the
  * table, where rows that serve all rows are looked after. What is NULL is not used. forward
  * returns whether Values would raise an error for one of the entries; then y is of no use. */
 typedef struct {
-    int (*forward)(double *RESTRICT y, const double *a, const double *b, Index n);
-    void (*backward)(double *da, int first_a, double *db, int first_b, const double *dy,
-                     const double *y, const double *a, const double *b, Index n);
+    int (*forward)(real *RESTRICT y, const real *a, const real *b, Index n);
+    void (*backward)(real *da, int first_a, real *db, int first_b, const real *dy,
+                     const real *y, const real *a, const real *b, Index n);
 } Elementwise;
 
 /* Pass a gradient on to x, a or b, if it has one. One after the other: they may be the same. */
 #define PASS_ON(x, gradient) \
     do { \
-        double *RESTRICT place = d##x; \
+        real *RESTRICT place = d##x; \
         if (place && first_##x) \
             for (Index i = 0; i < n; i++) \
                 place[i] = gradient; \
@@ -137,21 +175,21 @@ typedef struct {
             for (Index i = 0; i < n; i++) \
                 place[i] += gradient; \
     } while (0)
-/* y = f(a), four entries at a time */
+/* y = f(a), a vec at a time */
 #define IN_VECTORS(f) \
     do { \
-        Index whole = n - n % 4; \
-        for (Index i = 0; i < whole; i += 4) \
+        Index whole = n - n % VEC; \
+        for (Index i = 0; i < whole; i += VEC) \
             put(y + i, f(at(a + i))); \
         if (whole < n) \
             put_first(y + whole, f(at_first(a + whole, n - whole, 0.0)), n - whole); \
     } while (0)
 #define FORWARD(op) \
-    static int op##_forward(double *RESTRICT y, const double *a, const double *b, Index n)
+    static int op##_forward(real *RESTRICT y, const real *a, const real *b, Index n)
 #define BACKWARD(op) \
-    static void op##_backward(double *da, int first_a, double *db, int first_b, \
-                              const double *dy, const double *y, const double *a, \
-                              const double *b, Index n)
+    static void op##_backward(real *da, int first_a, real *db, int first_b, \
+                              const real *dy, const real *y, const real *a, \
+                              const real *b, Index n)
 
 FORWARD(add)
 {
@@ -215,8 +253,8 @@ FORWARD(divide)
 {
     int tiny = 0, fails = 0;
     for (Index i = 0; i < n; i++) {
-        y[i] = a[i] * (1.0 / b[i]);
-        tiny |= fabs(b[i]) < 1e-150;
+        y[i] = a[i] * (1 / b[i]);
+        tiny |= fabs(b[i]) < SMALL;
     }
     for (Index i = 0; tiny && i < n; i++)
         fails |= power_fails(b[i], -2.0); /* the local gradient of b ** -1 */
@@ -238,10 +276,10 @@ FORWARD(power)
     if (exponent == 2.0 || exponent == 3.0) {
         for (Index i = 0; i < n; i++) {
             y[i] = exponent == 2.0 ? a[i] * a[i] : a[i] * a[i] * a[i];
-            large |= !(fabs(y[i]) < 1e300);
+            large |= !(fabs(y[i]) < LARGE);
         }
         for (Index i = 0; large && i < n; i++)
-            if (!(fabs(y[i]) < 1e300)) {
+            if (!(fabs(y[i]) < LARGE)) {
                 y[i] = power_of(a[i], exponent);
                 fails |= power_fails(a[i], exponent);
             }
@@ -249,7 +287,7 @@ FORWARD(power)
     }
     for (Index i = 0; i < n; i++) {
         y[i] = power_of(a[i], exponent);
-        if (!(fabs(y[i]) < 1e300) || !(fabs(y[i] / a[i]) < 1e300))
+        if (!(fabs(y[i]) < LARGE) || !(fabs(y[i] / a[i]) < LARGE))
             fails |= power_fails(a[i], exponent) ||
                      (exponent != 0.0 && power_fails(a[i], exponent - 1.0));
     }
@@ -260,9 +298,9 @@ BACKWARD(power)
 {
     double exponent = b[0];
     if (exponent == 2.0)
-        PASS_ON(a, 2.0 * a[i] * dy[i]);
+        PASS_ON(a, 2 * a[i] * dy[i]);
     else if (exponent == 3.0)
-        PASS_ON(a, 3.0 * (a[i] * a[i]) * dy[i]);
+        PASS_ON(a, 3 * (a[i] * a[i]) * dy[i]);
     else
         PASS_ON(a, power_slope(a[i], exponent) * dy[i]);
 }
@@ -272,11 +310,12 @@ FORWARD(exp)
     int outside = 0, fails = 0;
     IN_VECTORS(exp_moderate);
     for (Index i = 0; i < n; i++)
-        outside |= !(fabs(a[i]) <= 708.0);
+        outside |= !(fabs(a[i]) <= EXP_LIMIT);
     for (Index i = 0; outside && i < n; i++)
-        if (!(fabs(a[i]) <= 708.0)) {
-            y[i] = exp(a[i]);
-            fails |= isinf(y[i]) && !isinf(a[i]);
+        if (!(fabs(a[i]) <= EXP_LIMIT)) {
+            double result = exp(a[i]);
+            y[i] = result;
+            fails |= isinf(result) && !isinf(a[i]);
         }
     return fails;
 }
@@ -293,7 +332,7 @@ FORWARD(log)
     return fails;
 }
 
-BACKWARD(log) { PASS_ON(a, 1.0 / a[i] * dy[i]); }
+BACKWARD(log) { PASS_ON(a, 1 / a[i] * dy[i]); }
 
 FORWARD(tanh)
 {
@@ -301,7 +340,7 @@ FORWARD(tanh)
     return 0;
 }
 
-BACKWARD(tanh) { PASS_ON(a, (1.0 - y[i] * y[i]) * dy[i]); }
+BACKWARD(tanh) { PASS_ON(a, (1 - y[i] * y[i]) * dy[i]); }
 
 #define PAIR(op) {op##_forward, op##_backward}
 static const Elementwise elementwise[] = {
@@ -318,7 +357,7 @@ static const Elementwise elementwise[] = {
 /* Row t of x, which has `rows` rows of n; or its only row, or NULL. */
 #define ROW(x, rows) ((x) && (rows) > 1 ? (x) + t * n : (x))
 
-static int elementwise_forward(int op, double *y, const double *a, const double *b, Index T,
+static int elementwise_forward(int op, real *y, const real *a, const real *b, Index T,
                                Index n, Index a_rows, Index b_rows)
 {
     if (!b || a_rows == b_rows)
@@ -330,9 +369,9 @@ static int elementwise_forward(int op, double *y, const double *a, const double 
 }
 
 /* The gradient of a row that serves all rows is a sum in the order of the rows. */
-static void elementwise_backward(int op, double *da, int first_a, double *db, int first_b,
-                                 const double *dy, const double *y, const double *a,
-                                 const double *b, Index T, Index n, Index a_rows, Index b_rows)
+static void elementwise_backward(int op, real *da, int first_a, real *db, int first_b,
+                                 const real *dy, const real *y, const real *a,
+                                 const real *b, Index T, Index n, Index a_rows, Index b_rows)
 {
     if (!b || a_rows == b_rows)
         elementwise[op].backward(da, first_a, db, first_b, dy, y, a, b, T * n);
@@ -348,9 +387,9 @@ static void elementwise_backward(int op, double *da, int first_a, double *db, in
 #undef ROW
 
 /* y (rows, cols): the dot products of rows of x with rows of w; cols is at most 4. */
-#if defined(MICROGPT_AVX512)
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
 
-INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
+INLINE void dot_tile(const int rows, const int cols, real *y, const real *x, const real *w,
                      Index nin, Index nout)
 {
     const int pairs = cols > 1 ? 2 : 1; /* of the columns 0 and 2, 1 and 3 */
@@ -360,8 +399,8 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
     for (Index i = 0; i < nin; i += 4) {
         pair column[2];
         for (int p = 0; p < pairs; p++) {
-            const double *first = w + p * nin + i;
-            const double *second = p + 2 < cols ? first + 2 * nin : first;
+            const real *first = w + p * nin + i;
+            const real *second = p + 2 < cols ? first + 2 * nin : first;
             column[p] = pair_of(at_first(first, nin - i, 0.0), at_first(second, nin - i, 0.0));
         }
         for (int r = 0; r < rows; r++) {
@@ -381,7 +420,7 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
 
 /* y (8): the dot products of one row of x with 8 rows of w. Its four sums hide the time that an
  * addition takes, which generation, with its single rows, would wait for. */
-INLINE void dot_eight(double *y, const double *x, const double *w, Index nin)
+INLINE void dot_eight(real *y, const real *x, const real *w, Index nin)
 {
     pair sum[4]; /* of the columns 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
     for (int p = 0; p < 4; p++)
@@ -389,7 +428,7 @@ INLINE void dot_eight(double *y, const double *x, const double *w, Index nin)
     for (Index i = 0; i < nin; i += 4) {
         vec row = at_first(x + i, nin - i, 0.0);
         for (int p = 0; p < 4; p++) {
-            const double *first = w + (p + (p & 2)) * nin + i;
+            const real *first = w + (p + (p & 2)) * nin + i;
             pair column = pair_of(at_first(first, nin - i, 0.0),
                                   at_first(first + 2 * nin, nin - i, 0.0));
             sum[p] = wide_plus_product(sum[p], pair_of(row, row), column);
@@ -400,7 +439,7 @@ INLINE void dot_eight(double *y, const double *x, const double *w, Index nin)
 
 #else
 
-INLINE void dot_tile(const int rows, const int cols, double *y, const double *x, const double *w,
+INLINE void dot_tile(const int rows, const int cols, real *y, const real *x, const real *w,
                      Index nin, Index nout)
 {
     vec sum[3][4];
@@ -408,7 +447,7 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
         for (int c = 0; c < 4; c++)
             sum[r][c] = all(0.0);
     Index i = 0;
-    for (; i + 4 <= nin; i += 4)
+    for (; i + VEC <= nin; i += VEC)
         for (int c = 0; c < cols; c++)
             for (int r = 0; r < rows; r++)
                 sum[r][c] = plus_product(sum[r][c], at(x + r * nin + i), at(w + c * nin + i));
@@ -418,12 +457,12 @@ INLINE void dot_tile(const int rows, const int cols, double *y, const double *x,
                 sum[r][c] = plus_product(sum[r][c], at_first(x + r * nin + i, nin - i, 0.0),
                                          at_first(w + c * nin + i, nin - i, 0.0));
     for (int r = 0; r < rows; r++)
-        put_first(y + r * nout, totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), cols);
+        quad_put_first(y + r * nout, totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), cols);
 }
 
 #endif
 
-INLINE void dot_tiles(const int cols, double *y, const double *x, const double *w, Index T,
+INLINE void dot_tiles(const int cols, real *y, const real *x, const real *w, Index T,
                       Index nin, Index nout)
 {
     for (Index t = 0, rows; t < T; t += rows) {
@@ -437,66 +476,94 @@ INLINE void dot_tiles(const int cols, double *y, const double *x, const double *
     }
 }
 
-#if defined(MICROGPT_AVX512)
+#if defined(PANELS)
 
-/* y (rows, cols): as dot_tile, the at most 8 rows of w being transposed to panel (nin, 8). */
-INLINE void panel_tile(const int rows, double *y, const double *x, const double *panel, Index nin,
-                       Index nout, Index cols)
+/* Column i of the panels times the numbers of that column of x. */
+INLINE void add_products(const int rows, const int vecs, const int j,
+                         wide sum[PANEL_ROWS][PANEL_VECS][PANEL_SUMS], const real *x,
+                         const real *panel, Index next, Index nin, Index i)
 {
-    wide sum[PANEL_ROWS][4];
+    wide column[PANEL_VECS];
+    for (int c = 0; c < vecs; c++)
+        column[c] = wide_at_first(panel + c * next + i * WIDE, WIDE);
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < 4; j++)
-            sum[r][j] = wide_all(0.0);
-    Index i = 0;
-    for (; i + 4 <= nin; i += 4)
-        for (int j = 0; j < 4; j++)
-            for (int r = 0; r < rows; r++)
-                sum[r][j] = wide_plus_product(sum[r][j], wide_all(x[r * nin + i + j]),
-                                              wide_at_first(panel + (i + j) * WIDE, WIDE));
-    for (int j = 0; j < 3; j++)
-        if (i + j < nin)
-            for (int r = 0; r < rows; r++)
-                sum[r][j] = wide_plus_product(sum[r][j], wide_all(x[r * nin + i + j]),
-                                              wide_at_first(panel + (i + j) * WIDE, WIDE));
-    for (int r = 0; r < rows; r++)
-        wide_put_first(y + r * nout, wide_add(wide_add(sum[r][0], sum[r][1]),
-                                              wide_add(sum[r][2], sum[r][3])), cols);
+        for (int c = 0; c < vecs; c++)
+            sum[r][c][j] = wide_plus_product(sum[r][c][j], wide_all(x[r * nin + i]), column[c]);
 }
 
-/* A transposed copy of 8 rows of w pays from a few rows on: its numbers are then along the
+/* y (rows, cols): as dot_tile, the rows of w being transposed to panels (nin, WIDE), which are
+ * `next` apart. */
+INLINE void panel_tile(const int rows, const int vecs, real *y, const real *x, const real *panel,
+                       Index next, Index nin, Index nout, Index cols)
+{
+    wide sum[PANEL_ROWS][PANEL_VECS][PANEL_SUMS];
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < vecs; c++)
+            for (int j = 0; j < PANEL_SUMS; j++)
+                sum[r][c][j] = wide_all(0);
+    Index i = 0;
+    for (; i + PANEL_SUMS <= nin; i += PANEL_SUMS)
+        for (int j = 0; j < PANEL_SUMS; j++)
+            add_products(rows, vecs, j, sum, x, panel, next, nin, i + j);
+    for (int j = 0; j < PANEL_SUMS - 1; j++)
+        if (i + j < nin)
+            add_products(rows, vecs, j, sum, x, panel, next, nin, i + j);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < vecs; c++) {
+            wide *s = sum[r][c];
+            wide total = PANEL_SUMS == 1 ? s[0] : wide_add(wide_add(s[0], s[1 % PANEL_SUMS]),
+                                                           wide_add(s[2 % PANEL_SUMS], s[3 % PANEL_SUMS]));
+            wide_put_first(y + r * nout + c * WIDE, total, cols - c * WIDE);
+        }
+}
+
+INLINE void panel_tiles(const int vecs, real *y, const real *x, const real *panel, Index next,
+                        Index T, Index nin, Index nout, Index cols)
+{
+    for (Index t = 0, rows; t < T; t += rows) {
+        rows = tile_rows(T - t, PANEL_ROWS);
+#define TILE(rows) \
+    panel_tile(rows, vecs, y + t * nout, x + t * nin, panel, next, nin, nout, cols)
+        switch (rows) {
+            PANEL_CASES(TILE)
+        default: TILE(1);
+        }
+#undef TILE
+    }
+}
+
+/* A transposed copy of some rows of w pays from a few rows on: its numbers are then along the
  * columns of y, so that no sum runs across lanes. */
-static void linear_forward_by_panels(double *y, double *panel, const double *x, const double *w,
+static void linear_forward_by_panels(real *y, real *panel, const real *x, const real *w,
                                      Index T, Index nin, Index nout)
 {
-    for (Index o = 0; o < nout; o += WIDE) {
-        Index cols = nout - o < WIDE ? nout - o : WIDE;
-        for (Index i = 0; i < nin; i += WIDE)
-            wide_transpose(panel + i * WIDE, w + o * nin + i, nin, cols, nin - i);
-        for (Index t = 0, rows; t < T; t += rows) {
-            rows = tile_rows(T - t, PANEL_ROWS);
-#define TILE(rows) panel_tile(rows, y + t * nout + o, x + t * nin, panel, nin, nout, cols)
-            switch (rows) {
-                ROWS_7(TILE)
-            default: TILE(1);
-            }
-#undef TILE
-        }
+    Index next = (nin + WIDE - 1) / WIDE * WIDE * WIDE;
+    for (Index o = 0; o < nout; o += PANEL_VECS * WIDE) {
+        Index cols = nout - o < PANEL_VECS * WIDE ? nout - o : PANEL_VECS * WIDE;
+        for (Index c = 0; c < cols; c += WIDE)
+            for (Index i = 0; i < nin; i += WIDE)
+                wide_transpose(panel + c / WIDE * next + i * WIDE, w + (o + c) * nin + i, nin,
+                               cols - c, nin - i);
+        if (PANEL_VECS > 1 && cols > WIDE)
+            panel_tiles(PANEL_VECS, y + o, x, panel, next, T, nin, nout, cols);
+        else
+            panel_tiles(1, y + o, x, panel, next, T, nin, nout, cols);
     }
 }
 
 #endif
 
-static void linear_forward(double *y, double *scratch, const double *x, const double *w, Index T,
+static void linear_forward(real *y, real *scratch, const real *x, const real *w, Index T,
                            Index nin, Index nout)
 {
-#if defined(MICROGPT_AVX512)
+#if defined(PANELS)
     if (T >= LEAST_PANEL_ROWS) {
         linear_forward_by_panels(y, scratch, x, w, T, nin, nout);
         return;
     }
 #endif
     Index o = 0;
-#if defined(MICROGPT_AVX512)
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
     for (; T == 1 && o + 8 <= nout; o += 8)
         dot_eight(y + o, x, w + o * nin, nin);
 #endif
@@ -519,11 +586,39 @@ static void linear_forward(double *y, double *scratch, const double *x, const do
  *
  * The divider bounds the loop: one square root and one division per parameter. Where there are
  * fused operations, every other root comes from the multipliers, so that both are busy. */
-static const double TINY = 1e-270;
+#if MICROGPT_REAL == 32 && defined(LONG_VECS)
 
-#if defined(MICROGPT_AVX512)
+INLINE void adam_vec(real *p, const real *dp, real *m, real *v, vec lr_hat, vec beta1, vec rest1,
+                     vec beta2, vec rest2, vec eps_hat, Index n)
+{
+    vec g = at_first(dp, n, 0), tiny = all(TINY);
+    vec mean = plus_product(times(rest1, g), beta1, at_first(m, n, 0));
+    vec square = plus_product(times(rest2, times(g, g)), beta2, at_first(v, n, 0));
+    mean = subtract(add(mean, tiny), tiny);
+    square = add(square, tiny);
+    put_first(m, mean, n);
+    put_first(v, subtract(square, tiny), n);
+    vec change = times(times(lr_hat, mean), inverse(add(root(square), eps_hat)));
+    put_first(p, subtract(at_first(p, n, 0), change), n);
+}
 
-INLINE void adam_wide(const int by_instruction, double *p, const double *dp, double *m, double *v,
+static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m, real *RESTRICT v,
+                 const AdamRates *rates, Index size)
+{
+    vec lr_hat = all(rates->lr_hat), eps_hat = all(rates->eps_hat);
+    vec beta1 = all(rates->beta1), rest1 = all(1.0 - rates->beta1);
+    vec beta2 = all(rates->beta2), rest2 = all(1.0 - rates->beta2);
+    Index i = 0;
+    for (; i + VEC <= size; i += VEC)
+        adam_vec(p + i, dp + i, m + i, v + i, lr_hat, beta1, rest1, beta2, rest2, eps_hat, VEC);
+    if (i < size)
+        adam_vec(p + i, dp + i, m + i, v + i, lr_hat, beta1, rest1, beta2, rest2, eps_hat,
+                 size - i);
+}
+
+#elif defined(MICROGPT_AVX512)
+
+INLINE void adam_wide(const int by_instruction, real *p, const real *dp, real *m, real *v,
                       const AdamRates *rates, Index n)
 {
     wide g = wide_at_first(dp, n), tiny = wide_all(TINY);
@@ -541,8 +636,8 @@ INLINE void adam_wide(const int by_instruction, double *p, const double *dp, dou
     wide_put_first(p, wide_subtract(wide_at_first(p, n), change), n);
 }
 
-static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT m,
-                 double *RESTRICT v, const AdamRates *rates, Index size)
+static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,
+                 real *RESTRICT v, const AdamRates *rates, Index size)
 {
     Index i = 0;
     for (; i + 2 * WIDE <= size; i += 2 * WIDE) {
@@ -555,20 +650,21 @@ static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT
 
 #else
 
-static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT m,
-                 double *RESTRICT v, const AdamRates *rates, Index size)
+static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,
+                 real *RESTRICT v, const AdamRates *rates, Index size)
 {
-    double lr_hat = rates->lr_hat, eps_hat = rates->eps_hat;
-    double beta1 = rates->beta1, beta2 = rates->beta2;
+    real lr_hat = rates->lr_hat, eps_hat = rates->eps_hat;
+    real beta1 = rates->beta1, beta2 = rates->beta2;
+    real rest1 = 1.0 - rates->beta1, rest2 = 1.0 - rates->beta2;
     for (Index i = 0; i < size; i++) {
-        double g = dp[i];
-        double mean = beta1 * m[i] + (1.0 - beta1) * g;
-        double square = beta2 * v[i] + (1.0 - beta2) * (g * g);
+        real g = dp[i];
+        real mean = beta1 * m[i] + rest1 * g;
+        real square = beta2 * v[i] + rest2 * (g * g);
         mean = (mean + TINY) - TINY;
         square = square + TINY;
         m[i] = mean;
         v[i] = square - TINY;
-        p[i] -= lr_hat * mean / (sqrt(square) + eps_hat);
+        p[i] -= lr_hat * mean / (ROOT(square) + eps_hat);
     }
 }
 
@@ -578,8 +674,8 @@ static void adam(double *RESTRICT p, const double *RESTRICT dp, double *RESTRICT
  * a is dy or its transpose: its entry in row r, at place k of the sum, is
  * a[r * row_step + k * sum_step]. The sum is added to out, or written if it is the first, at
  * its end. */
-INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *out, int first,
-                      const double *a, Index row_step, Index sum_step, const double *b,
+INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *out, int first,
+                      const real *a, Index row_step, Index sum_step, const real *b,
                       Index terms, Index n)
 {
     wide sum[AXPY_ROWS][AXPY_VECS];
@@ -598,7 +694,7 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++) {
-            double *place = out + r * n + WIDE * c;
+            real *place = out + r * n + WIDE * c;
             Index count = c == vecs - 1 ? last : WIDE;
             if (!first)
                 sum[r][c] = wide_add(wide_at_first(place, count), sum[r][c]);
@@ -608,8 +704,8 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, double *
 
 /* All n columns of some rows. Walking along the rows, not down the columns, keeps the memory of
  * a large dw in order. */
-INLINE void axpy_rows(const int rows, double *out, int first, const double *a, Index row_step,
-                      Index sum_step, const double *b, Index terms, Index n)
+INLINE void axpy_rows(const int rows, real *out, int first, const real *a, Index row_step,
+                      Index sum_step, const real *b, Index terms, Index n)
 {
     Index i = 0;
     for (; i + AXPY_VECS * WIDE <= n; i += AXPY_VECS * WIDE)
@@ -623,8 +719,8 @@ INLINE void axpy_rows(const int rows, double *out, int first, const double *a, I
 }
 
 /* axpy_rows with one compiled case for each number of rows. */
-static void axpy_rows_of(Index rows, double *out, int first, const double *a, Index row_step,
-                         Index sum_step, const double *b, Index terms, Index n)
+static void axpy_rows_of(Index rows, real *out, int first, const real *a, Index row_step,
+                         Index sum_step, const real *b, Index terms, Index n)
 {
 #define TILE(rows) axpy_rows(rows, out, first, a, row_step, sum_step, b, terms, n)
     switch (rows) {
@@ -635,7 +731,7 @@ static void axpy_rows_of(Index rows, double *out, int first, const double *a, In
 }
 
 /* dx += dy w */
-static void linear_backward_x(double *dx, int first, const double *dy, const double *w, Index T,
+static void linear_backward_x(real *dx, int first, const real *dy, const real *w, Index T,
                               Index nin, Index nout)
 {
     for (Index t = 0, rows; t < T; t += rows) {
@@ -645,7 +741,7 @@ static void linear_backward_x(double *dx, int first, const double *dy, const dou
 }
 
 /* dw += dy^T x */
-static void linear_backward_w(double *dw, int first, const double *dy, const double *x, Index T,
+static void linear_backward_w(real *dw, int first, const real *dy, const real *x, Index T,
                               Index nin, Index nout)
 {
     for (Index o = 0, rows; o < nout; o += rows) {
@@ -654,34 +750,34 @@ static void linear_backward_w(double *dw, int first, const double *dy, const dou
     }
 }
 
-static double dot(const double *a, const double *b, Index n)
+static double dot(const real *a, const real *b, Index n)
 {
     vec sum = all(0.0);
     Index i = 0;
-    for (; i + 4 <= n; i += 4)
+    for (; i + VEC <= n; i += VEC)
         sum = plus_product(sum, at(a + i), at(b + i));
     if (i < n)
         sum = plus_product(sum, at_first(a + i, n - i, 0.0), at_first(b + i, n - i, 0.0));
     return total(sum);
 }
 
-static void rmsnorm_forward(double *RESTRICT y, double *RESTRICT scale, const double *RESTRICT x,
+static void rmsnorm_forward(real *RESTRICT y, real *RESTRICT scale, const real *RESTRICT x,
                             double eps, Index T, Index n)
 {
     for (Index t = 0; t < T; t++, x += n, y += n) {
-        double s = scale[t] = 1.0 / sqrt(dot(x, x, n) / (double)n + eps);
+        real s = scale[t] = 1.0 / sqrt(dot(x, x, n) / (double)n + eps);
         for (Index j = 0; j < n; j++)
             y[j] = x[j] * s;
     }
 }
 
-static void rmsnorm_backward(double *RESTRICT dx, int first, const double *RESTRICT dy,
-                             const double *RESTRICT x, const double *RESTRICT scale, Index T,
+static void rmsnorm_backward(real *RESTRICT dx, int first, const real *RESTRICT dy,
+                             const real *RESTRICT x, const real *RESTRICT scale, Index T,
                              Index n)
 {
     /* d scale / d x[j] = -scale^3 * x[j] / n */
     for (Index t = 0; t < T; t++, x += n, dx += n, dy += n) {
-        double s = scale[t], common = dot(dy, x, n) * s * s * s / (double)n;
+        real s = scale[t], common = dot(dy, x, n) * s * s * s / (double)n;
         if (first)
             for (Index j = 0; j < n; j++)
                 dx[j] = dy[j] * s - x[j] * common;
@@ -691,11 +787,11 @@ static void rmsnorm_backward(double *RESTRICT dx, int first, const double *RESTR
     }
 }
 
-static double largest(const double *x, Index n)
+static real largest(const real *x, Index n)
 {
     vec max = at_first(x, n, -INFINITY);
-    Index i = 4;
-    for (; i + 4 <= n; i += 4)
+    Index i = VEC;
+    for (; i + VEC <= n; i += VEC)
         max = larger(at(x + i), max);
     if (i < n)
         max = larger(at_first(x + i, n - i, -INFINITY), max);
@@ -703,57 +799,64 @@ static double largest(const double *x, Index n)
 }
 
 /* Write exp((x - max) / temperature) and return the sum. */
-static double exp_row(double *y, const double *x, double max, double temperature, Index n)
+static double exp_row(real *y, const real *x, real max, real temperature, Index n)
 {
-    vec sum = all(0.0);
-    for (Index i = 0; i < n; i += 4) {
+    vec sum = all(0);
+    for (Index i = 0; i < n; i += VEC) {
         vec shifted = subtract(at_first(x + i, n - i, -INFINITY), all(max));
-        vec e = exp_negative(temperature == 1.0 ? shifted : divide(shifted, all(temperature)));
+        vec e = exp_negative(temperature == 1 ? shifted : divide(shifted, all(temperature)));
         put_first(y + i, e, n - i);
         sum = add(sum, e);
     }
     return total(sum);
 }
 
-static void softmax_row(double *y, const double *x, double temperature, Index n)
+static void softmax_row(real *y, const real *x, real temperature, Index n)
 {
-    double inverse = 1.0 / exp_row(y, x, largest(x, n), temperature, n);
+    real inverse = 1.0 / exp_row(y, x, largest(x, n), temperature, n);
     for (Index j = 0; j < n; j++)
         y[j] *= inverse;
 }
 
-static void softmax_forward(double *y, const double *x, double temperature, Index T, Index n)
+/* A temperature of which neither the number nor its inverse is 0 or infinite */
+static real in_range(double temperature)
 {
-    for (Index t = 0; t < T; t++)
-        softmax_row(y + t * n, x + t * n, temperature, n);
+    return temperature < 1 / LARGE ? 1 / LARGE : temperature > LARGE ? LARGE : temperature;
 }
 
-static void softmax_backward(double *RESTRICT dx, const double *RESTRICT dy,
-                             const double *RESTRICT y, double temperature, Index T, Index n)
+static void softmax_forward(real *y, const real *x, double temperature, Index T, Index n)
 {
-    double scale = 1.0 / temperature;
+    for (Index t = 0; t < T; t++)
+        softmax_row(y + t * n, x + t * n, in_range(temperature), n);
+}
+
+static void softmax_backward(real *RESTRICT dx, const real *RESTRICT dy,
+                             const real *RESTRICT y, double temperature, Index T, Index n)
+{
+    real scale = 1 / in_range(temperature);
     for (Index t = 0; t < T; t++, dx += n, dy += n, y += n) {
-        double common = dot(dy, y, n);
+        real common = dot(dy, y, n);
         for (Index j = 0; j < n; j++)
             dx[j] += scale * ((dy[j] - common) * y[j]);
     }
 }
 
-static void cross_entropy_forward(double *RESTRICT loss, double *RESTRICT probs,
-                                  const double *RESTRICT logits, const Index *targets, Index T,
+static void cross_entropy_forward(real *RESTRICT loss, real *RESTRICT probs,
+                                  const real *RESTRICT logits, const Index *targets, Index T,
                                   Index n)
 {
     for (Index t = 0; t < T; t++, logits += n, probs += n) {
-        double max = largest(logits, n);
-        double sum = exp_row(probs, logits, max, 1.0, n), inverse = 1.0 / sum;
-        loss[t] = log(sum) - (logits[targets[t]] - max);
+        real max = largest(logits, n);
+        double sum = exp_row(probs, logits, max, 1, n);
+        real inverse = 1.0 / sum;
+        loss[t] = log(sum) - ((double)logits[targets[t]] - max);
         for (Index j = 0; j < n; j++)
             probs[j] *= inverse;
     }
 }
 
-static void cross_entropy_backward(double *RESTRICT dlogits, int first,
-                                   const double *RESTRICT dloss, const double *RESTRICT probs,
+static void cross_entropy_backward(real *RESTRICT dlogits, int first,
+                                   const real *RESTRICT dloss, const real *RESTRICT probs,
                                    const Index *targets, Index T, Index n)
 {
     for (Index t = 0; t < T; t++, dlogits += n, probs += n) {
@@ -767,191 +870,213 @@ static void cross_entropy_backward(double *RESTRICT dlogits, int first,
     }
 }
 
-/* The elements j to j + count - 1 of up to 4 heads in a row, as vectors with the heads in the
- * lanes; a head that does not exist is 0. */
-INLINE void gather_heads(vec x[4], const double *row, Index head_dim, Index heads, Index count)
+/* The elements j to j + count - 1 of up to 4 heads in a row, as quads; a head that does not exist
+ * is 0. */
+INLINE void gather_heads(quad x[4], const real *row, Index head_dim, Index heads, Index count)
 {
     if (heads == 4 && count == 4)
         for (int h = 0; h < 4; h++)
-            x[h] = at(row + h * head_dim);
+            x[h] = quad_at(row + h * head_dim);
     else
         for (int h = 0; h < 4; h++)
-            x[h] = h < heads ? at_first(row + h * head_dim, count, 0.0) : all(0.0);
+            x[h] = h < heads ? quad_at_first(row + h * head_dim, count) : quad_all(0);
     transpose(x);
 }
 
-/* The inverse of gather_heads. */
-INLINE void scatter_heads(double *row, vec x[4], Index head_dim, Index heads, Index count)
-{
-    transpose(x);
-    if (heads == 4 && count == 4)
-        for (int h = 0; h < 4; h++)
-            put(row + h * head_dim, x[h]);
-    else
-        for (int h = 0; h < heads; h++)
-            put_first(row + h * head_dim, x[h], count);
-}
-
-/* scatter_heads, or the same added to the row. */
-INLINE void pass_heads_on(double *row, int first, vec x[4], Index head_dim, Index heads,
+/* The inverse of gather_heads: the elements are written, or added to the row. */
+INLINE void pass_heads_on(real *row, int first, quad x[4], Index head_dim, Index heads,
                           Index count)
 {
-    if (first) {
-        scatter_heads(row, x, head_dim, heads, count);
-        return;
-    }
     transpose(x);
     for (int h = 0; h < 4; h++) {
-        double *place = row + h * head_dim;
+        real *place = row + h * head_dim;
         if (heads == 4 && count == 4)
-            put(place, add(at(place), x[h]));
+            quad_put(place, first ? x[h] : quad_add(quad_at(place), x[h]));
         else if (h < heads)
-            put_first(place, add(at_first(place, count, 0.0), x[h]), count);
+            quad_put_first(place, first ? x[h] : quad_add(quad_at_first(place, count), x[h]),
+                           count);
     }
 }
 
-static void pack_heads(double *packed, const double *x, double scale, Index rows, Index n,
-                       Index head_dim, Index heads)
+/* The same for the elements of up to 4 vecs. */
+INLINE void pass_sums_on(real *row, int first, const vec sum[4], Index head_dim, Index heads,
+                         Index count)
+{
+    for (int i = 0; i < 4; i += 4 / PLACES, row += 4, count -= 4) {
+        if (i > 0 && count <= 0)
+            break;
+        quad x[4];
+        quads_of(x, sum + i);
+        pass_heads_on(row, first, x, head_dim, heads, count < 4 ? count : 4);
+    }
+}
+
+/* To rows of `depth` elements; those beyond head_dim are 0. */
+static void pack_heads(real *packed, const real *x, real scale, Index rows, Index n,
+                       Index head_dim, Index depth, Index heads)
 {
     for (Index t = 0; t < rows; t++)
         for (Index j = 0; j < head_dim; j += 4) {
-            Index count = head_dim - j < 4 ? head_dim - j : 4;
-            vec part[4];
-            gather_heads(part, x + t * n + j, head_dim, heads, count);
-            for (Index i = 0; i < count; i++)
-                put(packed + (t * head_dim + j + i) * 4, times(part[i], all(scale)));
+            quad part[4];
+            gather_heads(part, x + t * n + j, head_dim, heads, head_dim - j < 4 ? head_dim - j : 4);
+            for (Index i = 0; i < 4 && j + i < depth; i++)
+                quad_put(packed + (t * depth + j + i) * 4, quad_times(part[i], quad_all(scale)));
         }
 }
 
-static void unpack_heads(double *x, int first, const double *packed, Index rows, Index n,
-                         Index head_dim, Index heads)
+static void unpack_heads(real *x, int first, const real *packed, Index rows, Index n,
+                         Index head_dim, Index depth, Index heads)
 {
     for (Index t = 0; t < rows; t++)
         for (Index j = 0; j < head_dim; j += 4) {
             Index count = head_dim - j < 4 ? head_dim - j : 4;
-            vec part[4];
+            quad part[4];
             for (Index i = 0; i < 4; i++)
-                part[i] = i < count ? at(packed + (t * head_dim + j + i) * 4) : all(0.0);
+                part[i] = i < count ? quad_at(packed + (t * depth + j + i) * 4) : quad_all(0);
             pass_heads_on(x + t * n + j, first, part, head_dim, heads, count);
         }
 }
 
 /* dots[r][s] = q[r] . k[s] for 4 heads; rows and keys are constant. A row of dots has room for W
  * keys; key 0 is the first that the rows see. */
-INLINE void head_dots_tile(const int rows, const int keys, double *dots, Index W,
-                           const double *q, const double *k, Index head_dim)
+INLINE void head_dots_tile(const int rows, const int keys, real *dots, Index W,
+                           const real *q, const real *k, Index depth)
 {
     vec sum[4][4];
     for (int r = 0; r < rows; r++)
         for (int s = 0; s < keys; s++)
-            sum[r][s] = all(0.0);
-    for (Index j = 0; j < head_dim; j++)
+            sum[r][s] = all(0);
+    for (Index j = 0; j < depth; j += PLACES)
         for (int r = 0; r < rows; r++)
             for (int s = 0; s < keys; s++)
-                sum[r][s] = plus_product(sum[r][s], at(q + (r * head_dim + j) * 4),
-                                         at(k + (s * head_dim + j) * 4));
+                sum[r][s] = plus_product(sum[r][s], at(q + (r * depth + j) * 4),
+                                         at(k + (s * depth + j) * 4));
     for (int r = 0; r < rows; r++)
         for (int s = 0; s < keys; s++)
-            put(dots + (r * W + s) * 4, sum[r][s]);
+            quad_put(dots + (r * W + s) * 4, folded(sum[r][s]));
 }
 
 /* Row 0 sees the keys up to end - 1, each row after it one more. */
-INLINE void head_dots(const int rows, double *dots, Index W, const double *q, const double *k,
-                      Index end, Index head_dim)
+INLINE void head_dots(const int rows, real *dots, Index W, const real *q, const real *k,
+                      Index end, Index depth)
 {
     const int keys = rows == 1 ? 4 : 3;
     Index s = 0;
     for (; s + keys <= end; s += keys)
-        head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * head_dim * 4, head_dim);
+        head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * depth * 4, depth);
     for (; s < end; s++)
-        head_dots_tile(rows, 1, dots + s * 4, W, q, k + s * head_dim * 4, head_dim);
+        head_dots_tile(rows, 1, dots + s * 4, W, q, k + s * depth * 4, depth);
     for (int r = 1; r < rows; r++)
         for (s = end; s < end + r; s++)
-            head_dots_tile(1, 1, dots + (r * W + s) * 4, W, q + r * head_dim * 4,
-                           k + s * head_dim * 4, head_dim);
+            head_dots_tile(1, 1, dots + (r * W + s) * 4, W, q + r * depth * 4, k + s * depth * 4,
+                           depth);
 }
 
-/* sum[r][i] = sum over the keys of weights[r][s] * v[s][i], for count elements of 4 heads. */
-INLINE void head_sums(const int rows, vec sum[4][4], const double *weights, Index W,
-                      const double *v, Index end, Index head_dim, const int count)
+/* sum[r][i] = sum over the keys of weights[r][s] * v[s][i], for count vecs of elements. */
+INLINE void head_sums(const int rows, vec sum[4][4], const real *weights, Index W,
+                      const real *v, Index end, Index depth, const int count)
 {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < 4; i++)
-            sum[r][i] = all(0.0);
-    for (Index s = 0; s < end; s++)
+            sum[r][i] = all(0);
+    for (Index s = 0; s < end; s++) {
+        vec weight[4];
+        for (int r = 0; r < rows; r++)
+            weight[r] = repeated(weights + (r * W + s) * 4);
         for (int i = 0; i < count; i++)
             for (int r = 0; r < rows; r++)
-                sum[r][i] = plus_product(sum[r][i], at(weights + (r * W + s) * 4),
-                                         at(v + (s * head_dim + i) * 4));
+                sum[r][i] = plus_product(sum[r][i], weight[r], at(v + s * depth * 4 + i * VEC));
+    }
     for (int r = 1; r < rows; r++)
         for (Index s = end; s < end + r; s++)
             for (int i = 0; i < count; i++)
-                sum[r][i] = plus_product(sum[r][i], at(weights + (r * W + s) * 4),
-                                         at(v + (s * head_dim + i) * 4));
+                sum[r][i] = plus_product(sum[r][i], repeated(weights + (r * W + s) * 4),
+                                         at(v + s * depth * 4 + i * VEC));
 }
 
-INLINE void head_sums_of(const int rows, vec sum[4][4], const double *weights, Index W,
-                         const double *v, Index end, Index head_dim, Index count)
+INLINE void head_sums_of(const int rows, vec sum[4][4], const real *weights, Index W,
+                         const real *v, Index end, Index depth, Index count)
 {
     switch (count) {
-    case 1: head_sums(rows, sum, weights, W, v, end, head_dim, 1); break;
-    case 2: head_sums(rows, sum, weights, W, v, end, head_dim, 2); break;
-    case 3: head_sums(rows, sum, weights, W, v, end, head_dim, 3); break;
-    default: head_sums(rows, sum, weights, W, v, end, head_dim, 4); break;
+    case 1: head_sums(rows, sum, weights, W, v, end, depth, 1); break;
+    case 2: head_sums(rows, sum, weights, W, v, end, depth, 2); break;
+    case 3: head_sums(rows, sum, weights, W, v, end, depth, 3); break;
+    default: head_sums(rows, sum, weights, W, v, end, depth, 4); break;
     }
 }
 
 /* dx[s][j] += sum over the rows of weights[r][s] * y[r][j] */
-INLINE void head_axpys(const int rows, double *dx, const double *weights, Index W,
-                       const double *y, Index end, Index head_dim)
+INLINE void head_axpys(const int rows, real *dx, const real *weights, Index W,
+                       const real *y, Index end, Index depth)
 {
-    for (Index s = 0; s < end; s++)
-        for (Index j = 0; j < head_dim; j++) {
-            double *place = dx + (s * head_dim + j) * 4;
+    for (Index s = 0; s < end; s++) {
+        vec weight[4];
+        for (int r = 0; r < rows; r++)
+            weight[r] = repeated(weights + (r * W + s) * 4);
+        for (Index j = 0; j < depth; j += PLACES) {
+            real *place = dx + (s * depth + j) * 4;
             vec sum = at(place);
             for (int r = 0; r < rows; r++)
-                sum = plus_product(sum, at(weights + (r * W + s) * 4),
-                                   at(y + (r * head_dim + j) * 4));
+                sum = plus_product(sum, weight[r], at(y + (r * depth + j) * 4));
             put(place, sum);
         }
+    }
     for (int r = 1; r < rows; r++)
         for (Index s = end; s < end + r; s++)
-            for (Index j = 0; j < head_dim; j++) {
-                double *place = dx + (s * head_dim + j) * 4;
-                put(place, plus_product(at(place), at(weights + (r * W + s) * 4),
-                                        at(y + (r * head_dim + j) * 4)));
+            for (Index j = 0; j < depth; j += PLACES) {
+                real *place = dx + (s * depth + j) * 4;
+                put(place, plus_product(at(place), repeated(weights + (r * W + s) * 4),
+                                        at(y + (r * depth + j) * 4)));
             }
 }
 
-static void softmax_heads(double *weights, Index end)
+/* The quads of up to PLACES keys, of which `keys` exist; the other lanes are `fill`. */
+INLINE vec keys_at(const real *p, Index keys, real fill)
 {
-    vec max = all(-INFINITY), other = max, sum = all(0.0);
-    Index odd = end & 1;
-    if (odd)
-        max = at(weights);
-    for (Index s = odd; s < end; s += 2) { /* two independent chains */
+    return PLACES == 1 ? at(p) : at_first(p, 4 * keys, fill);
+}
+
+INLINE void put_keys(real *p, vec x, Index keys)
+{
+    if (PLACES == 1)
+        put(p, x);
+    else
+        put_first(p, x, 4 * keys);
+}
+
+static void softmax_heads(real *weights, Index end)
+{
+    vec max = all(-INFINITY), other = max, sum = all(0);
+    Index s = 0;
+    for (; s + 2 * PLACES <= end; s += 2 * PLACES) { /* two independent chains */
         max = larger(at(weights + s * 4), max);
-        other = larger(at(weights + s * 4 + 4), other);
+        other = larger(at(weights + s * 4 + VEC), other);
     }
-    max = larger(max, other);
-    for (Index s = 0; s < end; s++) {
-        vec e = exp_negative(subtract(at(weights + s * 4), max));
-        put(weights + s * 4, e);
+    for (; s < end; s += PLACES)
+        max = larger(keys_at(weights + s * 4, end - s, -INFINITY), max);
+    max = larger_of_places(larger(max, other));
+    for (s = 0; s < end; s += PLACES) {
+        vec e = exp_negative(subtract(keys_at(weights + s * 4, end - s, -INFINITY), max));
+        put_keys(weights + s * 4, e, end - s);
         sum = add(sum, e);
     }
-    vec inverse = divide(all(1.0), sum);
-    for (Index s = 0; s < end; s++)
-        put(weights + s * 4, times(at(weights + s * 4), inverse));
+    vec inverse = divide(all(1), total_of_places(sum));
+    for (s = 0; s < end; s += PLACES)
+        put_keys(weights + s * 4, times(keys_at(weights + s * 4, end - s, 0), inverse), end - s);
 }
 
 /* d: in, the gradient of the weights; out, that of the scores. */
-static void softmax_heads_backward(double *d, const double *weights, Index end)
+static void softmax_heads_backward(real *d, const real *weights, Index end)
 {
-    vec common = all(0.0);
-    for (Index s = 0; s < end; s++)
-        common = plus_product(common, at(d + s * 4), at(weights + s * 4));
-    for (Index s = 0; s < end; s++)
-        put(d + s * 4, times(subtract(at(d + s * 4), common), at(weights + s * 4)));
+    vec common = all(0);
+    for (Index s = 0; s < end; s += PLACES)
+        common = plus_product(common, keys_at(d + s * 4, end - s, 0),
+                              keys_at(weights + s * 4, end - s, 0));
+    common = total_of_places(common);
+    for (Index s = 0; s < end; s += PLACES) {
+        vec difference = subtract(keys_at(d + s * 4, end - s, 0), common);
+        put_keys(d + s * 4, times(difference, keys_at(weights + s * 4, end - s, 0)), end - s);
+    }
 }
 
 /* 4 if the rows from t on are computed together: of one document, with enough keys to pay. */
@@ -971,87 +1096,92 @@ static Index most_keys(const Index *first_key, Index T, Index S)
 }
 
 /* k4 and v4 begin with the first key that the rows see. */
-INLINE void attention_forward_rows(const int rows, double *y, double *weights, const double *q4,
-                                   const double *k4, const double *v4, Index end, Index W,
-                                   Index n, Index head_dim, Index heads)
+INLINE void attention_forward_rows(const int rows, real *y, real *weights, const real *q4,
+                                   const real *k4, const real *v4, Index end, Index W,
+                                   Index n, Index head_dim, Index depth, Index heads)
 {
-    head_dots(rows, weights, W, q4, k4, end, head_dim);
+    head_dots(rows, weights, W, q4, k4, end, depth);
     for (int r = 0; r < rows; r++)
         softmax_heads(weights + r * W * 4, end + r);
-    for (Index j = 0; j < head_dim; j += 4) {
-        Index count = head_dim - j < 4 ? head_dim - j : 4;
+    for (Index j = 0; j < head_dim; j += 4 * PLACES) {
         vec sum[4][4];
-        head_sums_of(rows, sum, weights, W, v4 + j * 4, end, head_dim, count);
+        head_sums_of(rows, sum, weights, W, v4 + j * 4, end, depth, (depth - j) / PLACES);
         for (int r = 0; r < rows; r++)
-            scatter_heads(y + r * n + j, sum[r], head_dim, heads, count);
+            pass_sums_on(y + r * n + j, 1, sum[r], head_dim, heads, head_dim - j);
     }
 }
 
-static void attention_forward(double *y, double *saved, const double *q, const double *k,
-                              const double *v, const Index *first_key, Index T, Index S, Index n,
+/* The elements of a head in a packed row: a multiple of the places in a vec. */
+INLINE Index packed_depth(Index head_dim, Index places)
+{
+    return (head_dim + places - 1) / places * places;
+}
+
+static void attention_forward(real *y, real *saved, const real *q, const real *k,
+                              const real *v, const Index *first_key, Index T, Index S, Index n,
                               Index n_head)
 {
-    Index head_dim = n / n_head, wide = 4 * head_dim, W = most_keys(first_key, T, S);
-    double scale = 1.0 / sqrt((double)head_dim);
+    Index head_dim = n / n_head, depth = packed_depth(head_dim, PLACES), wide = 4 * depth;
+    Index W = most_keys(first_key, T, S);
+    real scale = 1.0 / sqrt((double)head_dim);
     for (Index head = 0; head < n_head; head += 4) {
         Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
-        double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
+        real *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
         saved = weights + T * W * 4;
-        pack_heads(q4, q + column, scale, T, n, head_dim, heads);
-        pack_heads(k4, k + column, 1.0, S, n, head_dim, heads);
-        pack_heads(v4, v + column, 1.0, S, n, head_dim, heads);
+        pack_heads(q4, q + column, scale, T, n, head_dim, depth, heads);
+        pack_heads(k4, k + column, 1, S, n, head_dim, depth, heads);
+        pack_heads(v4, v + column, 1, S, n, head_dim, depth, heads);
         for (Index t = 0, rows; t < T; t += rows) {
             Index keys = S - T + t + 1 - first_key[t];
-            const double *k0 = k4 + first_key[t] * wide, *v0 = v4 + first_key[t] * wide;
+            const real *k0 = k4 + first_key[t] * wide, *v0 = v4 + first_key[t] * wide;
             rows = rows_together(first_key, t, T, keys);
             if (rows == 4)
                 attention_forward_rows(4, y + t * n + column, weights + t * W * 4, q4 + t * wide,
-                                       k0, v0, keys, W, n, head_dim, heads);
+                                       k0, v0, keys, W, n, head_dim, depth, heads);
             else
                 attention_forward_rows(1, y + t * n + column, weights + t * W * 4, q4 + t * wide,
-                                       k0, v0, keys, W, n, head_dim, heads);
+                                       k0, v0, keys, W, n, head_dim, depth, heads);
         }
     }
 }
 
-INLINE void attention_backward_rows(const int rows, double *dq, int first, double *dk4,
-                                    double *dv4, double *dweights, const double *dy4, const double *weights,
-                                    const double *q4, const double *k4, const double *v4,
-                                    double scale, Index end, Index W, Index n, Index head_dim,
+INLINE void attention_backward_rows(const int rows, real *dq, int first, real *dk4, real *dv4,
+                                    real *dweights, const real *dy4, const real *weights,
+                                    const real *q4, const real *k4, const real *v4, real scale,
+                                    Index end, Index W, Index n, Index head_dim, Index depth,
                                     Index heads)
 {
-    head_dots(rows, dweights, W, dy4, v4, end, head_dim);
-    head_axpys(rows, dv4, weights, W, dy4, end, head_dim);
+    head_dots(rows, dweights, W, dy4, v4, end, depth);
+    head_axpys(rows, dv4, weights, W, dy4, end, depth);
     for (int r = 0; r < rows; r++)
         softmax_heads_backward(dweights + r * W * 4, weights + r * W * 4, end + r);
-    head_axpys(rows, dk4, dweights, W, q4, end, head_dim);
-    for (Index j = 0; j < head_dim; j += 4) {
-        Index count = head_dim - j < 4 ? head_dim - j : 4;
+    head_axpys(rows, dk4, dweights, W, q4, end, depth);
+    for (Index j = 0; j < head_dim; j += 4 * PLACES) {
         vec sum[4][4];
-        head_sums_of(rows, sum, dweights, W, k4 + j * 4, end, head_dim, count);
+        head_sums_of(rows, sum, dweights, W, k4 + j * 4, end, depth, (depth - j) / PLACES);
         for (int r = 0; r < rows; r++) {
             for (int i = 0; i < 4; i++)
                 sum[r][i] = times(sum[r][i], all(scale));
-            pass_heads_on(dq + r * n + j, first, sum[r], head_dim, heads, count);
+            pass_sums_on(dq + r * n + j, first, sum[r], head_dim, heads, head_dim - j);
         }
     }
 }
 
-static void attention_backward(double *dq, int first_dq, double *dk, int first_dk, double *dv,
-                               int first_dv, const double *dy, double *saved, const Index *first_key, Index T, Index S, Index n,
-                               Index n_head)
+static void attention_backward(real *dq, int first_dq, real *dk, int first_dk, real *dv,
+                               int first_dv, const real *dy, real *saved, const Index *first_key,
+                               Index T, Index S, Index n, Index n_head)
 {
-    Index head_dim = n / n_head, wide = 4 * head_dim, groups = (n_head + 3) / 4;
-    Index W = most_keys(first_key, T, S);
-    double scale = 1.0 / sqrt((double)head_dim);
-    double *dk4 = saved + groups * ((T + 2 * S) * wide + T * W * 4);
-    double *dv4 = dk4 + S * wide, *dy4 = dv4 + S * wide, *dweights = dy4 + T * wide;
+    Index head_dim = n / n_head, depth = packed_depth(head_dim, PLACES), wide = 4 * depth;
+    Index groups = (n_head + 3) / 4, W = most_keys(first_key, T, S);
+    real scale = 1.0 / sqrt((double)head_dim);
+    real *dk4 = saved + groups * ((T + 2 * S) * wide + T * W * 4);
+    real *dv4 = dk4 + S * wide, *dy4 = dv4 + S * wide, *dweights = dy4 + T * wide;
     for (Index head = 0; head < n_head; head += 4) {
         Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
-        double *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
+        real *q4 = saved, *k4 = q4 + T * wide, *v4 = k4 + S * wide, *weights = v4 + S * wide;
         saved = weights + T * W * 4;
-        pack_heads(dy4, dy + column, 1.0, T, n, head_dim, heads);
-        memset(dk4, 0, (size_t)(2 * S * wide) * sizeof(double));
+        pack_heads(dy4, dy + column, 1, T, n, head_dim, depth, heads);
+        memset(dk4, 0, (size_t)(2 * S * wide) * sizeof(real));
         for (Index t = 0, rows; t < T; t += rows) {
             Index begin = first_key[t] * wide, keys = S - T + t + 1 - first_key[t];
             rows = rows_together(first_key, t, T, keys);
@@ -1059,47 +1189,47 @@ static void attention_backward(double *dq, int first_dq, double *dk, int first_d
                 attention_backward_rows(4, dq + t * n + column, first_dq, dk4 + begin,
                                         dv4 + begin, dweights, dy4 + t * wide,
                                         weights + t * W * 4, q4 + t * wide, k4 + begin,
-                                        v4 + begin, scale, keys, W, n, head_dim, heads);
+                                        v4 + begin, scale, keys, W, n, head_dim, depth, heads);
             else
                 attention_backward_rows(1, dq + t * n + column, first_dq, dk4 + begin,
                                         dv4 + begin, dweights, dy4 + t * wide,
                                         weights + t * W * 4, q4 + t * wide, k4 + begin,
-                                        v4 + begin, scale, keys, W, n, head_dim, heads);
+                                        v4 + begin, scale, keys, W, n, head_dim, depth, heads);
         }
-        unpack_heads(dk + column, first_dk, dk4, S, n, head_dim, heads);
-        unpack_heads(dv + column, first_dv, dv4, S, n, head_dim, heads);
+        unpack_heads(dk + column, first_dk, dk4, S, n, head_dim, depth, heads);
+        unpack_heads(dv + column, first_dv, dv4, S, n, head_dim, depth, heads);
     }
 }
 
-static void attention_weights_forward(double *weights, const double *q, const double *k,
+static void attention_weights_forward(real *weights, const real *q, const real *k,
                                       const Index *first_key, Index T, Index S, Index n,
                                       Index n_head)
 {
     Index head_dim = n / n_head;
-    double scale = 1.0 / sqrt((double)head_dim);
-    memset(weights, 0, (size_t)(n_head * T * S) * sizeof(double));
+    real scale = 1.0 / sqrt((double)head_dim);
+    memset(weights, 0, (size_t)(n_head * T * S) * sizeof(real));
     for (Index h = 0; h < n_head; h++)
         for (Index t = 0; t < T; t++, weights += S) {
             Index begin = first_key[t], end = S - T + t + 1, column = h * head_dim;
             for (Index s = begin; s < end; s++)
                 weights[s] = dot(q + t * n + column, k + s * n + column, head_dim) * scale;
-            softmax_row(weights + begin, weights + begin, 1.0, end - begin);
+            softmax_row(weights + begin, weights + begin, 1, end - begin);
         }
 }
 
-static void attention_weights_backward(double *dq, double *dk, const double *dweights,
-                                       const double *weights, const double *q, const double *k,
+static void attention_weights_backward(real *dq, real *dk, const real *dweights,
+                                       const real *weights, const real *q, const real *k,
                                        const Index *first_key, Index T, Index S, Index n,
                                        Index n_head)
 {
     Index head_dim = n / n_head;
-    double scale = 1.0 / sqrt((double)head_dim);
+    real scale = 1.0 / sqrt((double)head_dim);
     for (Index h = 0; h < n_head; h++)
         for (Index t = 0; t < T; t++, weights += S, dweights += S) {
             Index begin = first_key[t], end = S - T + t + 1, column = h * head_dim;
-            double common = dot(dweights + begin, weights + begin, end - begin);
+            real common = dot(dweights + begin, weights + begin, end - begin);
             for (Index s = begin; s < end; s++) {
-                double dscore = scale * ((dweights[s] - common) * weights[s]);
+                real dscore = scale * ((dweights[s] - common) * weights[s]);
                 for (Index j = column; j < column + head_dim; j++) {
                     dq[t * n + j] += dscore * k[s * n + j];
                     dk[s * n + j] += dscore * q[t * n + j];
@@ -1108,7 +1238,7 @@ static void attention_weights_backward(double *dq, double *dk, const double *dwe
         }
 }
 
-static double mean_forward(const double *x, Index size)
+static double mean_forward(const real *x, Index size)
 {
     double sum = 0.0;
     for (Index i = 0; i < size; i++)
@@ -1116,21 +1246,47 @@ static double mean_forward(const double *x, Index size)
     return sum / (double)size;
 }
 
-static void mean_backward(double *dx, int first, double dy, Index size)
+static void mean_backward(real *dx, int first, double dy, Index size)
 {
-    double part = dy / (double)size;
+    real part = dy / (double)size;
     for (Index i = 0; i < size; i++)
-        dx[i] = (first ? 0.0 : dx[i]) + part;
+        dx[i] = (first ? 0 : dx[i]) + part;
 }
 
+/* At every level a head is given the places that it can need at any, and a panel as many columns. */
+static Index linear_workspace_size(Index T, Index nin)
+{
+    enum { COLUMNS = MICROGPT_REAL == 32 ? 16 : 8 };
+    return T < LEAST_PANEL_ROWS ? 0 : (nin + COLUMNS - 1) / COLUMNS * COLUMNS * COLUMNS;
+}
+
+static Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n,
+                                      Index n_head)
+{
+    Index groups = (n_head + 3) / 4, W = most_keys(first_key, T, S);
+    Index wide = 4 * packed_depth(n / n_head, MICROGPT_REAL == 32 ? 4 : 1);
+    double size = (double)groups * ((double)(T + 2 * S) * wide + (double)T * W * 4) +
+                  (double)(T + 2 * S) * wide + (double)W * 16;
+    if (size > 1e18)
+        return -1;
+    return groups * ((T + 2 * S) * wide + T * W * 4) + (T + 2 * S) * wide + W * 16;
+}
+
+#define JOINED(a, b) a##b
+#define NAMED(type, level) JOINED(type, level)
+#if MICROGPT_REAL == 32
+#define TYPE kernels32_
+#else
+#define TYPE kernels64_
+#endif
 #if defined(MICROGPT_AVX512)
-#define THESE kernels_avx512
+#define THESE NAMED(TYPE, avx512)
 #define LEVEL "avx512"
 #elif defined(MICROGPT_AVX2)
-#define THESE kernels_avx2
+#define THESE NAMED(TYPE, avx2)
 #define LEVEL "avx2"
 #else
-#define THESE kernels_baseline
+#define THESE NAMED(TYPE, baseline)
 #define LEVEL "baseline"
 #endif
 
@@ -1159,70 +1315,6 @@ const Kernels THESE = {
     mean_forward,
     mean_backward,
     adam,
+    linear_workspace_size,
+    attention_workspace_size,
 };
-
-#if !defined(MICROGPT_AVX2) /* once for all levels */
-
-#if defined(__x86_64__) && defined(__GNUC__)
-extern const Kernels kernels_avx512, kernels_avx2;
-static int has_avx512(void)
-{
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-}
-static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
-#endif
-static int has_baseline(void) { return 1; }
-
-static const struct {
-    const Kernels *kernels;
-    int (*is_there)(void);
-} levels[] = {
-    /* best first */
-#if defined(__x86_64__) && defined(__GNUC__)
-    {&kernels_avx512, has_avx512},
-    {&kernels_avx2, has_avx2},
-#endif
-    {&kernels_baseline, has_baseline},
-};
-
-enum { N_LEVELS = sizeof levels / sizeof levels[0] };
-
-const Kernels *kernels = &kernels_baseline;
-
-const char *kernels_level(int i)
-{
-    for (int j = 0; j < N_LEVELS; j++)
-        if (levels[j].is_there() && i-- == 0)
-            return levels[j].kernels->level;
-    return NULL;
-}
-
-const char *kernels_choose(const char *wanted)
-{
-    if (!wanted || strcmp(wanted, "auto") == 0)
-        wanted = kernels_level(0);
-    for (int j = 0; j < N_LEVELS; j++)
-        if (levels[j].is_there() && strcmp(wanted, levels[j].kernels->level) == 0) {
-            kernels = levels[j].kernels;
-            return kernels->level;
-        }
-    return NULL;
-}
-
-Index linear_workspace_size(Index T, Index nin)
-{
-    return T < LEAST_PANEL_ROWS ? 0 : (nin + 7) / 8 * 64;
-}
-
-Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n, Index n_head)
-{
-    Index groups = (n_head + 3) / 4, wide = 4 * (n / n_head), W = most_keys(first_key, T, S);
-    double size = (double)groups * ((double)(T + 2 * S) * wide + (double)T * W * 4) +
-                  (double)(T + 2 * S) * wide + (double)W * 16;
-    if (size > 1e18)
-        return -1;
-    return groups * ((T + 2 * S) * wide + T * W * 4) + (T + 2 * S) * wide + W * 16;
-}
-
-#endif

@@ -1,12 +1,12 @@
-/* The kernels of _kernels.c once more, compiled for AVX-512: same bits, eight lanes along columns.
- * Fused operations are in the instruction set, but -ffp-contract=off keeps them out. */
+/* The kernels of _kernels.c once more, compiled for AVX-512: for doubles the same bits, eight lanes
+ * along columns. Fused operations are in the instruction set, but -ffp-contract=off keeps them out. */
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#define TARGET "avx512f,avx512vl,avx512dq,avx512bw"
+#define TARGET "avx512f,avx512vl,avx512dq,avx512bw,fma"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target(TARGET))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
 #endif
 
 #define MICROGPT_AVX2

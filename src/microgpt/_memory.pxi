@@ -122,12 +122,12 @@ cdef struct IdBuffer:  # ints that nodes refer to
 cdef struct Block:
     Py_ssize_t rows
     Py_ssize_t cols
-    double* data
-    double* grad  # NULL until needed
-    Py_ssize_t capacity  # of data and of grad
+    void* data  # of its type, as all its numbers
+    void* grad  # NULL until needed
+    Py_ssize_t capacity  # of data and of grad, in bytes
     bint grad_is_zero  # whatever its memory holds: what is added first is written
     bint grad_is_seen  # through a buffer, so that its memory always holds it
-    double* saved  # what backward needs of the forward
+    void* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Py_ssize_t saved_capacity
     Node* inputs[3]
@@ -139,7 +139,9 @@ cdef struct Block:
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids
     Py_ssize_t n_head
+    double temperature
     Py_ssize_t step  # its place in a recorded graph, if that graph agrees
+    uint8_t dtype
     uint8_t op
     uint8_t n_inputs
     bint detached  # computed under no_grad: backward treats it as a leaf
@@ -165,8 +167,51 @@ cdef inline Block* owner_of(Node* node) noexcept nogil:
     return block_of(block.inputs[0]) if block.op == VIEW else block
 
 
-cdef inline double* place_of(Node* element) noexcept nogil:
-    return block_of(element.left).data + <uintptr_t>element.right
+cdef inline Py_ssize_t size_of_number(uint8_t dtype) noexcept nogil:
+    return sizeof(float) if dtype == FLOAT32 else sizeof(double)
+
+
+cdef inline Py_ssize_t bytes_of(Block* block) noexcept nogil:
+    return block.rows * block.cols * size_of_number(block.dtype)
+
+
+cdef inline void* place_in(void* numbers, uint8_t dtype, Py_ssize_t i) noexcept nogil:
+    return <char*>numbers + i * size_of_number(dtype)
+
+
+cdef inline double get_number(const void* numbers, uint8_t dtype, Py_ssize_t i) noexcept nogil:
+    return (<const float*>numbers)[i] if dtype == FLOAT32 else (<const double*>numbers)[i]
+
+
+cdef inline void set_number(void* numbers, uint8_t dtype, Py_ssize_t i, double x) noexcept nogil:
+    if dtype == FLOAT32:
+        (<float*>numbers)[i] = <float>x
+    else:
+        (<double*>numbers)[i] = x
+
+
+cdef inline double number_at(Block* block, Py_ssize_t i) noexcept nogil:
+    return get_number(block.data, block.dtype, i)
+
+
+cdef inline void set_number_at(Block* block, Py_ssize_t i, double x) noexcept nogil:
+    set_number(block.data, block.dtype, i, x)
+
+
+cdef inline void copy_numbers(Block* target, Block* source) noexcept nogil:
+    """Copy the numbers of a block of the same shape, converted to the type of the other."""
+    cdef Py_ssize_t i
+    if target.dtype == source.dtype:
+        memmove(target.data, source.data, bytes_of(source))
+    else:
+        for i in range(source.rows * source.cols):
+            set_number_at(target, i, number_at(source, i))
+
+
+cdef inline Py_ssize_t first_entry(Block* view) noexcept nogil:
+    """Return which entry of its owner is the first of a view."""
+    return ((<char*>view.data - <char*>block_of(view.inputs[0]).data)
+            // size_of_number(view.dtype))
 
 
 cdef Py_ssize_t requests_until_failure = 0  # 0: none fails
@@ -362,73 +407,73 @@ cdef inline void free_node(Node* node) noexcept:
 
 
 cdef enum:
-    N_CLASSES = 21  # buffers of 8, 16, 32, ... doubles wait for reuse, up to
-    SPARE_DOUBLES = 1 << 23  # 64 MiB, and of all sizes together not more than that
-    LARGE_CLASS = 12  # from 32,768 doubles on they are given back when a Replay ends
+    N_CLASSES = 21  # buffers of 64, 128, 256, ... bytes wait for reuse, up to
+    SPARE_BYTES = 1 << 26  # 64 MiB, and of all sizes together not more than that
+    LARGE_CLASS = 12  # from 256 KiB on they are given back when a Replay ends
 
 
 cdef void** spare_buffers[N_CLASSES]
-cdef Py_ssize_t n_spare_doubles = 0
+cdef Py_ssize_t n_spare_bytes = 0
 
 
 cdef inline int size_class(Py_ssize_t n) noexcept:
-    """Return i such that 8 * 2**i is the least power of two that has room for n."""
+    """Return i such that 64 * 2**i is the least power of two that has room for n bytes."""
     cdef int i = 0
-    while i < N_CLASSES and (<Py_ssize_t>8 << i) < n:
+    while i < N_CLASSES and (<Py_ssize_t>64 << i) < n:
         i += 1
     return i
 
 
 cdef inline Py_ssize_t capacity_for(Py_ssize_t n) noexcept:
-    """Return how many doubles a buffer for n has room for."""
-    return n if n > SPARE_DOUBLES else <Py_ssize_t>8 << size_class(n)
+    """Return how many bytes a buffer for n has room for."""
+    return n if n > SPARE_BYTES else <Py_ssize_t>64 << size_class(n)
 
 
 cdef inline bint has_room(Py_ssize_t capacity, Py_ssize_t n) noexcept:
-    """Whether a buffer is kept for n doubles: one size serves documents that differ by a few."""
+    """Whether a buffer is kept for n bytes: one size serves documents that differ by a few."""
     return capacity // 8 <= n <= capacity
 
 
-cdef double* new_buffer(Py_ssize_t n) except NULL:
-    """Return room for n doubles, aligned to a cache line, its content undefined."""
-    global n_spare_doubles
+cdef void* new_buffer(Py_ssize_t n) except NULL:
+    """Return room for n bytes, aligned to a cache line, its content undefined."""
+    global n_spare_bytes
     cdef int i = size_class(n)
     cdef void** raw
     cdef uintptr_t start
     n = capacity_for(n)
     if i < N_CLASSES and spare_buffers[i] is not NULL and not requests_until_failure:
         raw = spare_buffers[i]
-        unpoison(raw, n * sizeof(double))
+        unpoison(raw, n)
         spare_buffers[i] = <void**>raw[0]
-        n_spare_doubles -= n
-        return <double*>raw
-    if n > (PY_SSIZE_T_MAX - 128) // <Py_ssize_t>sizeof(double):
-        raise MemoryError(f"no memory for {n} numbers")
-    raw = <void**>allocate(n * sizeof(double) + 64 + sizeof(void*))
+        n_spare_bytes -= n
+        return <void*>raw
+    if n > PY_SSIZE_T_MAX - 128:
+        raise MemoryError(f"no memory for {n} bytes")
+    raw = <void**>allocate(n + 64 + sizeof(void*))
     start = (<uintptr_t>raw + sizeof(void*) + 63) & ~<uintptr_t>63
     (<void**>start - 1)[0] = raw
-    return <double*>start
+    return <void*>start
 
 
-cdef void free_buffer(double* buffer, Py_ssize_t n) noexcept:
-    global n_spare_doubles
+cdef void free_buffer(void* buffer, Py_ssize_t n) noexcept:
+    global n_spare_bytes
     if buffer is NULL:
         return
     cdef int i = size_class(n)
     cdef void** start = <void**>buffer
     n = capacity_for(n)
-    if n_spare_doubles + n <= SPARE_DOUBLES:
+    if n_spare_bytes + n <= SPARE_BYTES:
         start[0] = spare_buffers[i]
-        poison(start + 1, n * sizeof(double) - sizeof(void*))
+        poison(start + 1, n - sizeof(void*))
         spare_buffers[i] = start
-        n_spare_doubles += n
+        n_spare_bytes += n
     else:
         PyMem_RawFree((start - 1)[0])
 
 
 cdef void give_back_large_buffers() noexcept:
     """Return the spare buffers that are large to the system."""
-    global n_spare_doubles
+    global n_spare_bytes
     cdef int i
     cdef void** start
     for i in range(LARGE_CLASS, N_CLASSES):
@@ -436,24 +481,24 @@ cdef void give_back_large_buffers() noexcept:
             start = spare_buffers[i]
             unpoison(start, sizeof(void*))
             spare_buffers[i] = <void**>start[0]
-            n_spare_doubles -= <Py_ssize_t>8 << i
+            n_spare_bytes -= <Py_ssize_t>64 << i
             PyMem_RawFree((start - 1)[0])
 
 
 def _spare_bytes():
     """Return how much memory waits for reuse in buffers. For tests."""
-    return n_spare_doubles * sizeof(double)
+    return n_spare_bytes
 
 
 cdef Block* spare_blocks = NULL
 
 
-cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
+cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols, uint8_t dtype) except NULL:
     """Return the node of a block with room for its numbers, which are undefined."""
     global spare_blocks
     cdef Node* node
     cdef Block* block = spare_blocks
-    if rows < 1 or cols < 1 or cols > PY_SSIZE_T_MAX // rows:
+    if rows < 1 or cols < 1 or cols > PY_SSIZE_T_MAX // 8 // rows:
         raise MemoryError(f"no memory for a Matrix of {rows} x {cols}")
     if block is NULL or requests_until_failure:
         block = <Block*>allocate(sizeof(Block))
@@ -461,11 +506,11 @@ cdef Node* new_block(Op op, Py_ssize_t rows, Py_ssize_t cols) except NULL:
         unpoison(block, sizeof(Block))
         spare_blocks = block.next
     memset(block, 0, sizeof(Block))
-    block.rows, block.cols, block.op = rows, cols, op
+    block.rows, block.cols, block.op, block.dtype = rows, cols, op, dtype
     try:
         if op != VIEW and op != LOAD:
-            block.data = new_buffer(rows * cols)
-            block.capacity = capacity_for(rows * cols)
+            block.data = new_buffer(bytes_of(block))
+            block.capacity = capacity_for(bytes_of(block))
         node = new_node(BLOCK, 0.0)
     except:
         free_block(block)
@@ -491,7 +536,7 @@ cdef void free_block(Block* block) noexcept:
 cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
     """Change the rows of a block to which only its graph refers; its numbers are undefined."""
     cdef Block* block = block_of(node)
-    cdef Py_ssize_t n = rows * block.cols
+    cdef Py_ssize_t n = rows * block.cols * size_of_number(block.dtype)
     if block.op == LOAD or block.op == VIEW:
         return 0
     if block.elements is not NULL:
@@ -511,11 +556,12 @@ cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
 cdef int resize_saved(Block* block) except -1:
     """Make room for what the forward of a block saves; it is undefined then."""
     block.n_saved = numbers_saved(block)
-    if block.n_saved and not has_room(block.saved_capacity, block.n_saved):
+    cdef Py_ssize_t n = block.n_saved * size_of_number(block.dtype)
+    if n and not has_room(block.saved_capacity, n):
         free_buffer(block.saved, block.saved_capacity)
         block.saved = NULL
-        block.saved = new_buffer(block.n_saved)
-        block.saved_capacity = capacity_for(block.n_saved)
+        block.saved = new_buffer(n)
+        block.saved_capacity = capacity_for(n)
     return 0
 
 

@@ -313,7 +313,8 @@ cdef class _Graph:
         return 0
 
     cdef int add_load(self, Node* target, Node* source) except -1:
-        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols)
+        cdef Node* node = new_block(LOAD, block_of(target).rows, block_of(target).cols,
+                                    block_of(target).dtype)
         cdef Block* block = block_of(node)
         block.inputs[0] = target
         block.inputs[1] = source
@@ -539,7 +540,7 @@ cdef bint forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
     for i in range(n):
         node = steps[i].node
         if node.kind == MEAN:
-            node.data = mean_forward(block_of(node.left).data, size_of(node.left))
+            node.data = mean_of(node.left)
         elif block_forward(node):
             return False
     return True
@@ -722,13 +723,13 @@ def draw_token(probs, rng, top_k=None, top_p=None):
     top_k, top_p = checks.draw_limits(top_k, top_p)
     cdef tuple numbers = tuple(probs)
     cdef Py_ssize_t i, n = len(numbers)
-    cdef double* row = new_buffer(n)
+    cdef double* row = <double*>new_buffer(n * sizeof(double))
     try:
         for i in range(n):
             row[i] = numbers[i]
         return choose(row, n, None if rng is None else rng.random, top_k, top_p)
     finally:
-        free_buffer(row, n)
+        free_buffer(row, n * sizeof(double))
 
 
 def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None, top_p=None):
@@ -741,7 +742,7 @@ def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None
     """
     cdef Matrix result
     cdef double* probs
-    cdef Py_ssize_t n
+    cdef Py_ssize_t n, i
     cdef list tokens = []
     top_k, top_p = checks.draw_limits(top_k, top_p)
     random = None if rng is None else rng.random
@@ -751,14 +752,14 @@ def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None
         result = <Matrix?>replay.call(([token],), position)
         position += 1
         n = cols_in(result)
-        probs = new_buffer(n)  # which no Python can reach
+        probs = <double*>new_buffer(n * sizeof(double))  # which no Python can reach
         try:
-            memmove(probs, block_of(result.node).data + (rows_in(result) - 1) * n,
-                    n * sizeof(double))
+            for i in range(n):
+                probs[i] = number_at(block_of(result.node), (rows_in(result) - 1) * n + i)
             result = None  # so that its graph can be replayed
             token = choose(probs, n, random, top_k, top_p)
         finally:
-            free_buffer(probs, n)
+            free_buffer(probs, n * sizeof(double))
         tokens.append(token)
         if token == stop:
             break

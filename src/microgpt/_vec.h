@@ -1,33 +1,55 @@
-/* Four doubles at once.
+/* A few adjacent numbers at once.
  *
- * A vec is one AVX register, or two of 16 bytes (SSE2, NEON), or four doubles where the compiler
- * is not gcc or clang. Lane by lane these are the same IEEE operations in the same order, so no
- * level differs in a bit. (Without gcc or clang, exp is the library's.) */
+ * A vec is four doubles, or the floats of one register. It is one register, or two of 16 bytes
+ * (SSE2, NEON), or as many single numbers where the compiler is not gcc or clang. Lane by lane
+ * these are IEEE operations. For doubles they are the same ones in the same order at every level, so
+ * that no level differs in a bit (without gcc or clang, exp is the library's); for floats they are
+ * what is fastest at a level. */
 #ifndef MICROGPT_VEC_H
 #define MICROGPT_VEC_H
 
-#include "_kernels.h" /* Index */
+#include "_kernels.h" /* Index, real */
 
 #include <math.h>
 #include <stdint.h>
 
+#if defined(MICROGPT_AVX2)
+#include <immintrin.h>
+#endif
+
 #if !defined(__GNUC__) || defined(MICROGPT_NO_VECTORS)
-enum { LANES = 1 };
-typedef double reg;
-typedef double reg_anywhere;
-#define SPREAD(x) (x)
+#define SINGLE_NUMBERS
+enum { REGISTER = sizeof(real) }; /* bytes */
+#elif defined(MICROGPT_AVX512) && MICROGPT_REAL == 32
+#define LONG_VECS /* of more than four numbers */
+enum { REGISTER = 64 };
 #elif defined(MICROGPT_AVX2)
-enum { LANES = 4 };
-typedef double reg __attribute__((vector_size(32)));
-typedef int64_t ireg __attribute__((vector_size(32)));
-typedef double reg_anywhere __attribute__((vector_size(32), aligned(8), may_alias));
-#define SPREAD(x) ((reg){x, x, x, x})
+#if MICROGPT_REAL == 32
+#define LONG_VECS
+#endif
+enum { REGISTER = 32 };
 #else
-enum { LANES = 2 };
-typedef double reg __attribute__((vector_size(16)));
-typedef int64_t ireg __attribute__((vector_size(16)));
-typedef double reg_anywhere __attribute__((vector_size(16), aligned(8), may_alias));
-#define SPREAD(x) ((reg){x, x})
+enum { REGISTER = 16 };
+#endif
+
+enum {
+    LANES = REGISTER / sizeof(real),
+    VEC = LANES > 4 ? LANES : 4,
+    PARTS = VEC / LANES,
+};
+
+#if defined(SINGLE_NUMBERS)
+typedef real reg;
+typedef real reg_anywhere;
+#else
+typedef real reg __attribute__((vector_size(REGISTER)));
+typedef real reg_anywhere
+    __attribute__((vector_size(REGISTER), aligned(sizeof(real)), may_alias));
+#if MICROGPT_REAL == 32
+typedef int32_t ireg __attribute__((vector_size(REGISTER)));
+#else
+typedef int64_t ireg __attribute__((vector_size(REGISTER)));
+#endif
 #endif
 
 #if defined(__GNUC__)
@@ -37,18 +59,20 @@ typedef double reg_anywhere __attribute__((vector_size(16), aligned(8), may_alia
 #endif
 #define RESTRICT __restrict
 
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+INLINE reg spread(real x)
+{
+#if defined(SINGLE_NUMBERS)
+    return x;
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ireg){__VA_ARGS__})
+    return x - (reg){0}; /* as is, -0 too */
 #endif
+}
 
-enum { PARTS = 4 / LANES };
 typedef struct {
     reg part[PARTS];
 } vec;
 
-INLINE vec at(const double *p)
+INLINE vec at(const real *p)
 {
     vec y;
     for (int i = 0; i < PARTS; i++)
@@ -56,28 +80,18 @@ INLINE vec at(const double *p)
     return y;
 }
 
-INLINE void put(double *p, vec x)
+INLINE void put(real *p, vec x)
 {
     for (int i = 0; i < PARTS; i++)
         *(reg_anywhere *)(p + i * LANES) = x.part[i];
 }
 
-INLINE vec all(double x)
+INLINE vec all(real x)
 {
     vec y;
     for (int i = 0; i < PARTS; i++)
-        y.part[i] = SPREAD(x);
+        y.part[i] = spread(x);
     return y;
-}
-
-INLINE vec four(double a, double b, double c, double d)
-{
-#if defined(MICROGPT_AVX2) && !defined(MICROGPT_NO_VECTORS)
-    return (vec){{{a, b, c, d}}};
-#else
-    double x[4] = {a, b, c, d};
-    return at(x);
-#endif
 }
 
 INLINE vec add(vec a, vec b)
@@ -108,101 +122,69 @@ INLINE vec divide(vec a, vec b)
     return a;
 }
 
-/* sum + a * b, rounded twice: a fused operation, where it exists, would give other bits. */
-INLINE vec plus_product(vec sum, vec a, vec b) { return add(sum, times(a, b)); }
+#if !defined(LONG_VECS)
 
-#if !defined(__GNUC__) || defined(MICROGPT_NO_VECTORS)
+INLINE vec four(real a, real b, real c, real d)
+{
+#if defined(MICROGPT_AVX2) && !defined(SINGLE_NUMBERS)
+    return (vec){{{a, b, c, d}}};
+#else
+    real x[4] = {a, b, c, d};
+    return at(x);
+#endif
+}
 
-INLINE reg larger_part(reg a, reg b) { return a > b ? a : b; }
-INLINE reg exp_part(reg x) { return x < -708.0 ? 0.0 : exp(x); }
-INLINE reg tanh_part(reg x) { return tanh(x); }
+/* The first n (at least 1) numbers at p; the other lanes are `fill`. */
+INLINE vec at_first(const real *p, Index n, real fill)
+{
+    if (n >= 4)
+        return at(p);
+    return four(p[0], n > 1 ? p[1] : fill, n > 2 ? p[2] : fill, fill);
+}
 
-INLINE void transpose(vec x[4])
+INLINE void put_first(real *p, vec x, Index n)
+{
+    if (n >= 4) {
+        put(p, x);
+        return;
+    }
+    real lanes[4];
+    put(lanes, x);
+    p[0] = lanes[0];
+    if (n > 1)
+        p[1] = lanes[1];
+    if (n > 2)
+        p[2] = lanes[2];
+}
+
+/* A quad has a number for each of four heads. */
+typedef vec quad;
+
+INLINE quad quad_at(const real *p) { return at(p); }
+INLINE quad quad_at_first(const real *p, Index n) { return at_first(p, n, 0); }
+INLINE void quad_put(real *p, quad x) { put(p, x); }
+INLINE void quad_put_first(real *p, quad x, Index n) { put_first(p, x, n); }
+INLINE quad quad_all(real x) { return all(x); }
+INLINE quad quad_add(quad a, quad b) { return add(a, b); }
+INLINE quad quad_times(quad a, quad b) { return times(a, b); }
+
+/* Between the numbers of four heads and a vec, which has those of VEC / 4 places. */
+INLINE vec repeated(const real *p) { return at(p); }
+INLINE quad folded(vec x) { return x; }
+INLINE vec larger_of_places(vec x) { return x; }
+INLINE vec total_of_places(vec x) { return x; }
+INLINE void quads_of(quad x[4], const vec *places)
 {
     for (int i = 0; i < 4; i++)
-        for (int j = 0; j < i; j++) {
-            double swapped = x[i].part[j];
-            x[i].part[j] = x[j].part[i];
-            x[j].part[i] = swapped;
-        }
+        x[i] = places[i];
 }
 
-#else
-
-INLINE reg larger_part(reg a, reg b)
-{
-    ireg mask = a > b;
-    return (reg)(((ireg)a & mask) | ((ireg)b & ~mask));
-}
-
-/* x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite 1980: ln 2 in two parts); the Taylor sum
- * to r^13 leaves 4e-18. Adding 1.5 * 2^52 rounds x / ln 2 to an integer and leaves it in the low
- * bits; with 1023 more these are, shifted, the exponent of 2^k. */
-INLINE reg exp_part(reg x)
-{
-    const reg shift = SPREAD(0x1.8p52 + 1023.0);
-    reg biased = x * 0x1.71547652b82fep0 + shift;
-    reg k = biased - shift;
-    reg r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33;
-    reg r2 = r * r, r4 = r2 * r2;
-    reg a = (1.0 + r) + r2 * (1.0 / 2 + r * (1.0 / 6));
-    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
-    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
-    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0);
-    reg sum = a + r4 * (b + r4 * (c + r4 * d));
-    reg power = (reg)((ireg)biased << 52);
-    return (reg)((ireg)(sum * power) & ~(x < SPREAD(-708.0)));
-}
-
-/* tanh |x| = q / (q + 2) with q = exp(2 |x|) - 1. With k and r as above, and p the Taylor sum
- * without its 1, q is 2^k p + (2^k - 1), so that nothing cancels near 0. From 20 on the result is
- * 1. NaN stays NaN. */
-INLINE reg tanh_part(reg x)
-{
-    const reg shift = SPREAD(0x1.8p52 + 1023.0);
-    ireg sign = (ireg)x & (ireg)SPREAD(-0.0), large = (reg)((ireg)x ^ sign) > SPREAD(20.0);
-    reg size = (reg)(((ireg)SPREAD(20.0) & large) | (((ireg)x ^ sign) & ~large));
-    reg twice = size + size;
-    reg biased = twice * 0x1.71547652b82fep0 + shift;
-    reg k = biased - shift;
-    reg r = (twice - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33;
-    reg r2 = r * r, r4 = r2 * r2;
-    reg a = r2 * (1.0 / 2 + r * (1.0 / 6));
-    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
-    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
-    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0);
-    reg p = r + (a + r4 * (b + r4 * (c + r4 * d)));
-    reg power = (reg)((ireg)biased << 52);
-    reg q = power * p + (power - 1.0);
-    return (reg)((ireg)(q / (q + 2.0)) | sign);
-}
-
-#if defined(MICROGPT_AVX2)
-INLINE void transpose(vec x[4])
-{
-    reg a = SHUFFLE(x[0].part[0], x[1].part[0], 0, 4, 2, 6);
-    reg b = SHUFFLE(x[0].part[0], x[1].part[0], 1, 5, 3, 7);
-    reg c = SHUFFLE(x[2].part[0], x[3].part[0], 0, 4, 2, 6);
-    reg d = SHUFFLE(x[2].part[0], x[3].part[0], 1, 5, 3, 7);
-    x[0].part[0] = SHUFFLE(a, c, 0, 1, 4, 5);
-    x[1].part[0] = SHUFFLE(b, d, 0, 1, 4, 5);
-    x[2].part[0] = SHUFFLE(a, c, 2, 3, 6, 7);
-    x[3].part[0] = SHUFFLE(b, d, 2, 3, 6, 7);
-}
-#else
-INLINE void transpose(vec x[4])
-{
-    vec y[4];
-    for (int i = 0; i < 2; i++)
-        for (int j = 0; j < 2; j++) {
-            y[2 * i].part[j] = SHUFFLE(x[2 * j].part[i], x[2 * j + 1].part[i], 0, 2);
-            y[2 * i + 1].part[j] = SHUFFLE(x[2 * j].part[i], x[2 * j + 1].part[i], 1, 3);
-        }
-    for (int i = 0; i < 4; i++)
-        x[i] = y[i];
-}
 #endif
 
+#if MICROGPT_REAL == 32
+#include "_vec32.h"
+#else
+#include "_vec64.h"
 #endif
 
 /* a where a > b, else b */
@@ -213,8 +195,7 @@ INLINE vec larger(vec a, vec b)
     return a;
 }
 
-/* exp(x) for x <= 0, to 3.2e-16 relative; 0 below -708, so that nothing is ever subnormal; NaN
- * stays NaN. */
+/* exp(x) for x <= 0; 0 below -EXP_LIMIT, so that nothing is ever subnormal; NaN stays NaN. */
 INLINE vec exp_negative(vec x)
 {
     for (int i = 0; i < PARTS; i++)
@@ -222,10 +203,9 @@ INLINE vec exp_negative(vec x)
     return x;
 }
 
-/* exp(x) for x from -708 to 708, to 3.2e-16 relative. */
+/* exp(x) for x from -EXP_LIMIT to EXP_LIMIT */
 INLINE vec exp_moderate(vec x) { return exp_negative(x); }
 
-/* tanh(x) to 4 units in the last place */
 INLINE vec tanh_of(vec x)
 {
     for (int i = 0; i < PARTS; i++)
@@ -233,181 +213,38 @@ INLINE vec tanh_of(vec x)
     return x;
 }
 
-/* For each of four vectors the sum (x[0] + x[1]) + (x[2] + x[3]) over its lanes. */
-INLINE vec totals(vec a, vec b, vec c, vec d)
-{
-#if defined(MICROGPT_AVX2) && !defined(MICROGPT_NO_VECTORS)
-    /* the pairs first, then half as many shuffles as the transpose takes */
-    reg ab = SHUFFLE(a.part[0], b.part[0], 0, 4, 2, 6) + SHUFFLE(a.part[0], b.part[0], 1, 5, 3, 7);
-    reg cd = SHUFFLE(c.part[0], d.part[0], 0, 4, 2, 6) + SHUFFLE(c.part[0], d.part[0], 1, 5, 3, 7);
-    return (vec){{SHUFFLE(ab, cd, 2, 3, 4, 5) + SHUFFLE(ab, cd, 0, 1, 6, 7)}};
-#else
-    vec x[4] = {a, b, c, d};
-    transpose(x);
-    return add(add(x[0], x[1]), add(x[2], x[3]));
-#endif
-}
-
+/* The sum over the lanes: (x[0] + x[1]) + (x[2] + x[3]) of four */
 INLINE double total(vec x)
 {
-    double lanes[4];
+    real lanes[VEC];
     put(lanes, x);
-    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    double sum = 0.0;
+    for (int i = 0; i < VEC; i += 4) {
+        double four = ((double)lanes[i] + lanes[i + 1]) + ((double)lanes[i + 2] + lanes[i + 3]);
+        sum = i ? sum + four : four;
+    }
+    return sum;
 }
 
-INLINE double largest_lane(vec x)
+INLINE real largest_lane(vec x)
 {
-    double lanes[4];
+    real lanes[VEC];
     put(lanes, x);
-    double a = lanes[0] > lanes[1] ? lanes[0] : lanes[1];
-    double b = lanes[2] > lanes[3] ? lanes[2] : lanes[3];
-    return a > b ? a : b;
+    for (int n = VEC / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++)
+            lanes[i] = lanes[2 * i] > lanes[2 * i + 1] ? lanes[2 * i] : lanes[2 * i + 1];
+    return lanes[0];
 }
 
-/* The first n (at least 1) doubles at p; the other lanes are `fill`. */
-INLINE vec at_first(const double *p, Index n, double fill)
-{
-    if (n >= 4)
-        return at(p);
-    return four(p[0], n > 1 ? p[1] : fill, n > 2 ? p[2] : fill, fill);
-}
+#if MICROGPT_REAL == 32 || !defined(MICROGPT_AVX512)
 
-INLINE void put_first(double *p, vec x, Index n)
-{
-    if (n >= 4) {
-        put(p, x);
-        return;
-    }
-    double lanes[4];
-    put(lanes, x);
-    p[0] = lanes[0];
-    if (n > 1)
-        p[1] = lanes[1];
-    if (n > 2)
-        p[2] = lanes[2];
-}
-
-/* A wide vector runs along adjacent columns, each with its own sum: eight doubles where
- * there are registers for them, else the four of a vec. A pair holds the four partial sums of two
- * columns, so that eight lanes leave the order of summation as it is. */
-#if defined(MICROGPT_AVX512)
-
-#include <immintrin.h>
-
-enum { WIDE = 8 };
-typedef __m512d wide;
-typedef __m512d pair;
-
-INLINE wide wide_at_first(const double *p, Index n)
-{
-    return n >= 8 ? _mm512_loadu_pd(p) : _mm512_maskz_loadu_pd((__mmask8)((1 << n) - 1), p);
-}
-
-INLINE void wide_put_first(double *p, wide x, Index n)
-{
-    if (n >= 8)
-        _mm512_storeu_pd(p, x);
-    else
-        _mm512_mask_storeu_pd(p, (__mmask8)((1 << n) - 1), x);
-}
-
-INLINE wide wide_all(double x) { return _mm512_set1_pd(x); }
-INLINE wide wide_add(wide a, wide b) { return _mm512_add_pd(a, b); }
-INLINE wide wide_plus_product(wide sum, wide a, wide b)
-{
-    return _mm512_add_pd(sum, _mm512_mul_pd(a, b));
-}
-
-INLINE wide wide_subtract(wide a, wide b) { return _mm512_sub_pd(a, b); }
-INLINE wide wide_times(wide a, wide b) { return _mm512_mul_pd(a, b); }
-INLINE wide wide_divide(wide a, wide b) { return _mm512_div_pd(a, b); }
-
-INLINE wide wide_root(wide x) { return _mm512_sqrt_pd(x); }
-
-/* The same bits for x >= 1e-290, from the multipliers instead of the divider. With s = sqrt(x):
- *
- *   - y = (1 + e) / s, |e| <= 2^-14, is all that is documented of rsqrt14; its bits differ
- *     between makers of processors, those of the result do not.
- *   - g = x y and h = y / 2 give r = 1/2 - g h, so that 1 - 2 r is (1 + e)^2 but for roundings,
- *     and s = g (1 - 2 r)^(-1/2) = g (1 + r + 3/2 r^2 + 5/2 r^3 + ...). Up to r^2 this leaves g
- *     with a relative error below 2^-40; h (1 + r) has one below 2^-27 as 1 / (2 s).
- *   - s = g + d k exactly, where d = x - g^2 and k = 1 / (s + g), which differs from h by less
- *     than 2^-26 of it, the rounding of d included. So s lies between g + d h1 and g + d h2 for
- *     h1 and h2 that are h less and more 2^-25 of it or more, as a step of 2^28 in its last place
- *     gives.
- *   - Rounding is monotonic: where both sums round to the same number, s does too. They are less
- *     than 2^-9 of the last place apart, so that this nearly always decides it; where it does not,
- *     and for infinity and NaN, the instruction does. */
-INLINE wide wide_root_by_products(wide x)
-{
-    __m512d y = _mm512_rsqrt14_pd(x), g = _mm512_mul_pd(x, y);
-    __m512d h = _mm512_mul_pd(y, _mm512_set1_pd(0.5));
-    __m512d r = _mm512_fnmadd_pd(g, h, _mm512_set1_pd(0.5));
-    __m512d more = _mm512_fmadd_pd(r, _mm512_set1_pd(1.5), _mm512_set1_pd(1.0));
-    g = _mm512_fmadd_pd(_mm512_mul_pd(g, r), more, g);
-    h = _mm512_fmadd_pd(h, r, h);
-    __m512d d = _mm512_fnmadd_pd(g, g, x);
-    __m512i bits = _mm512_castpd_si512(h), step = _mm512_set1_epi64(1 << 28);
-    __m512d one = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_sub_epi64(bits, step)), g);
-    __m512d other = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_add_epi64(bits, step)), g);
-    if (__builtin_expect(_mm512_cmp_pd_mask(one, other, _CMP_NEQ_UQ), 0))
-        return _mm512_sqrt_pd(x);
-    return one;
-}
-
-INLINE pair pair_of(vec a, vec b)
-{
-    __m512d low = _mm512_castpd256_pd512((__m256d)a.part[0]);
-    return _mm512_insertf64x4(low, (__m256d)b.part[0], 1);
-}
-
-/* out[j][i] = rows[i][j] for 8 by 8 numbers, of which n rows and m columns exist; the others are 0.
- * A row begins `step` after the one before. */
-INLINE void wide_transpose(double *out, const double *rows, Index step, Index n, Index m)
-{
-    __m512d x[8], y[8];
-    for (int i = 0; i < 8; i++)
-        x[i] = i < n ? wide_at_first(rows + i * step, m) : wide_all(0.0);
-    for (int i = 0; i < 8; i += 2) { /* pairs of numbers */
-        y[i] = _mm512_unpacklo_pd(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_pd(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < 2; i++) /* pairs of pairs */
-        for (int j = 0; j < 2; j++) {
-            x[i + 4 * j] = _mm512_shuffle_f64x2(y[i], y[i + 2], j ? 0xdd : 0x88);
-            x[i + 4 * j + 2] = _mm512_shuffle_f64x2(y[i + 4], y[i + 6], j ? 0xdd : 0x88);
-        }
-    for (int j = 0; j < 8; j++) {
-        int i = (j & 1) + 4 * (j >> 1 & 1);
-        __m512d row = j < 4 ? _mm512_shuffle_f64x2(x[i], x[i + 2], 0x88)
-                            : _mm512_shuffle_f64x2(x[i], x[i + 2], 0xdd);
-        _mm512_storeu_pd(out + j * 8, row);
-    }
-}
-
-/* For the columns 0 and 2 in a, 1 and 3 in b, and the same of another row in c and d, the four
- * totals of the one row and the four of the other. */
-INLINE pair pair_totals(pair a, pair b, pair c, pair d)
-{
-    pair ab = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-    pair cd = _mm512_add_pd(_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d));
-    __m512i low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
-    __m512i high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-    return _mm512_add_pd(_mm512_permutex2var_pd(ab, low, cd),
-                         _mm512_permutex2var_pd(ab, high, cd));
-}
-
-INLINE vec pair_first(pair x) { return (vec){{(reg)_mm512_castpd512_pd256(x)}}; }
-INLINE vec pair_second(pair x) { return (vec){{(reg)_mm512_extractf64x4_pd(x, 1)}}; }
-
-#else
-
-enum { WIDE = 4 };
+/* A wide vector runs along adjacent columns, each with its own sum. */
+enum { WIDE = VEC };
 typedef vec wide;
 
-INLINE wide wide_at_first(const double *p, Index n) { return at_first(p, n, 0.0); }
-INLINE void wide_put_first(double *p, wide x, Index n) { put_first(p, x, n); }
-INLINE wide wide_all(double x) { return all(x); }
+INLINE wide wide_at_first(const real *p, Index n) { return at_first(p, n, 0); }
+INLINE void wide_put_first(real *p, wide x, Index n) { put_first(p, x, n); }
+INLINE wide wide_all(real x) { return all(x); }
 INLINE wide wide_add(wide a, wide b) { return add(a, b); }
 INLINE wide wide_plus_product(wide sum, wide a, wide b) { return plus_product(sum, a, b); }
 
