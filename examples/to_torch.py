@@ -17,19 +17,18 @@ import microgpt as mg
 
 
 class TorchGPT(nn.Module):
-    """The model of model.py; the names of its parameters are those of the checkpoint."""
+    """The model of model.py; names and type of its parameters are those of the checkpoint."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         for name, (nout, nin) in config.shapes().items():
-            weight = torch.empty(nout, nin, dtype=torch.float64)
+            weight = torch.empty(nout, nin, dtype=getattr(torch, config.dtype))
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
     def load_run(self, run):
-        matrices = run.model.state_dict.items()
         weights = {name.replace(".", "_"): torch.tensor(m.tolist(), dtype=torch.float64)
-                   for name, m in matrices}
+                   for name, m in run.model.state_dict.items()}
         self.load_state_dict(weights)
         return self
 
@@ -62,9 +61,9 @@ def compare(run, text):
     theirs = TorchGPT(run.model.config).load_run(run)
     logits = theirs(torch.tensor([inputs]))[0]
     F.cross_entropy(logits, torch.tensor(targets)).backward()
-    ours = torch.tensor(run.model.forward(inputs).tolist(), dtype=torch.float64)
+    ours = torch.tensor(run.model.forward(inputs).tolist(), dtype=logits.dtype)
     run.model.loss([ids]).backward()
-    grads = [torch.tensor(m.grad.tolist(), dtype=torch.float64).flatten()
+    grads = [torch.tensor(m.grad.tolist(), dtype=logits.dtype).flatten()
              for m in run.model.state_dict.values()]
     their_grads = [weight.grad.flatten() for weight in theirs.parameters()]
     return difference(ours, logits), difference(torch.cat(grads), torch.cat(their_grads))

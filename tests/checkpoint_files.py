@@ -21,8 +21,18 @@ def joined(header, data):
     return struct.pack("<Q", len(text)) + text + data
 
 
+def format_2(header, data):
+    """Return a file as microgpt wrote it before format 3."""
+    metadata = header["__metadata__"]
+    config = json.loads(metadata["config"])
+    assert config.pop("dtype") == "float64"
+    old = {**metadata, "microgpt": "2", "config": json.dumps(config)}
+    return joined({**header, "__metadata__": old}, data)
+
+
 def format_1(header, data):
     """Return a file as microgpt wrote it before format 2, without a record, which is its end."""
+    header, data = parts(format_2(header, data))
     header = {name: entry for name, entry in header.items() if not name.startswith("record.")}
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     data = data[: max(ends)]

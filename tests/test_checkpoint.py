@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_files import format_1, joined, numbers, parts
+from checkpoint_files import format_1, format_2, joined, numbers, parts
 
 import microgpt as mg
 from microgpt import checkpoint
@@ -45,11 +45,13 @@ RUNS = {
     "paragraphs": (["to be\nor not", "to be"], {"unit": "paragraph", **SIZES}),
     "stream": (["to be or not to be, that is the question"], {"unit": "stream", **SIZES}),
 }
+IN_FLOAT32 = {f"{kind}, float32": (docs, {**options, "dtype": "float32"})
+              for kind, (docs, options) in RUNS.items()}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", RUNS | IN_FLOAT32)
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(kind, path):
-    docs, options = RUNS[kind]
+    docs, options = (RUNS | IN_FLOAT32)[kind]
     whole = mg.train(docs, steps=12, seed=7, **options)
     run = mg.prepare(docs, steps=12, seed=7, **options)
     for n in (0, 3, 4):  # before the first step, in the middle, and again
@@ -250,20 +252,23 @@ def test_parameters_that_are_not_finite_are_not_saved(path):
 # Against the safetensors library
 
 
-def test_the_library_reads_what_we_write(path):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_library_reads_what_we_write(path, dtype):
     pytest.importorskip("numpy")
     safetensors = pytest.importorskip("safetensors")
-    run = steps(mg.prepare(DOCS, steps=5, **SIZES), 3)
+    run = steps(mg.prepare(DOCS, steps=5, dtype=dtype, **SIZES), 3)
     mg.save(run, path)
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
         for name, matrix in run.model.state_dict.items():
             array = file.get_tensor(name)
-            assert (array.dtype, array.tolist()) == ("float64", matrix.tolist())
+            assert (array.dtype, array.tolist()) == (dtype, matrix.tolist())
         assert file.get_tensor("adam.v.wte").tolist() == run.adam.v[0].tolist()
         assert file.get_tensor("losses").tolist() == run.losses
     assert metadata["format"] == "pt"
-    assert json.loads(metadata["config"]) == {"vocab_size": run.tokenizer.vocab_size, **SIZES}
+    assert json.loads(metadata["config"]) == {
+        "vocab_size": run.tokenizer.vocab_size, **SIZES, "dtype": dtype
+    }  # fmt: skip
     training, state = json.loads(metadata["training"]), json.loads(metadata["state"])
     assert training == {
         "steps": 5, "lr": 0.01, "batch_size": 1, "seed": 42, "unit": "line", "val_fraction": 0.0,
@@ -274,9 +279,10 @@ def test_the_library_reads_what_we_write(path):
     assert (metadata["microgpt"], metadata["version"]) == ("3", mg.__version__)
 
 
-def test_we_read_what_the_library_writes(path):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_we_read_what_the_library_writes(path, dtype):
     library = pytest.importorskip("safetensors.numpy")
-    run = steps(mg.prepare(DOCS, steps=5), 3)
+    run = steps(mg.prepare(DOCS, steps=5, dtype=dtype), 3)
     mg.save(run, path)
     header, _ = parts(path.read_bytes())
     library.save_file(library.load_file(path), path, metadata=header["__metadata__"])
@@ -331,6 +337,23 @@ def with_number(name, number):
     def change(header, data):
         at = header[name]["data_offsets"][0]
         return joined(header, data[:at] + struct.pack("<d", number) + data[at + 8 :])
+
+    return change
+
+
+def halved(name):
+    """Return a change of a file: a tensor in float32."""
+
+    def change(header, data):
+        begin, end = header[name]["data_offsets"]
+        doubles = struct.unpack(f"<{(end - begin) // 8}d", data[begin:end])
+        floats = struct.pack(f"<{len(doubles)}f", *doubles)
+        for entry in header.values():
+            if entry.get("data_offsets", [0])[0] >= end:
+                entry["data_offsets"] = [x - len(floats) for x in entry["data_offsets"]]
+        offsets = [begin, begin + len(floats)]
+        header[name] = {**header[name], "dtype": "F32", "data_offsets": offsets}
+        return joined(header, data[:begin] + floats + data[end:])
 
     return change
 
@@ -402,7 +425,14 @@ BAD = {
     "config of many positions": (with_config(block_size=10**6), "wpe has shape (16, 16)"),
     "config beyond all": (with_config(block_size=10**12), "block_size must be at most 1000000"),
     "wrong dtype": (with_entry("wpe", dtype="F16"), "'wpe' is 'F16', not F64 or F32"),
+    "dtype of half the bytes": (with_entry("wpe", dtype="F32"), "does not fit its offsets"),
     "dtype that is a list": (with_entry("wpe", dtype=[]), "'wpe' is [], not F64 or F32"),
+    "config of another dtype": (with_config(dtype="float32"), "wte is F64, its config asks for fl"),
+    "config of an odd dtype": (with_config(dtype="half"), "dtype must be 'float64' or 'float32'"),
+    "config with a long dtype": (with_config(dtype="x" * 9000), "dtype must be 'float64' or"),
+    "config without a dtype": (with_config(without="dtype"), "missing entries: ['dtype']"),
+    "a tensor of another dtype": (halved("wpe"), "wpe is F32, its config asks for float64"),
+    "losses of another dtype": (halved("losses"), "losses is F32, not F64"),
     "an entry too many": (with_entry("wpe", more=1), "is not described by"),
     "turned shape": (with_entry("layer0.mlp_fc1", shape=[16, 64]), "layer0.mlp_fc1 has shape"),
     "three dimensions": (with_entry("wpe", shape=[16, 4, 4]), "'wpe' has shape [16, 4, 4]"),
@@ -505,6 +535,16 @@ def test_a_file_of_format_1_goes_on(kind, path):
     mg.save(old, path)
     assert parts(path.read_bytes())[0]["__metadata__"]["microgpt"] == "3"
     assert numbers(mg.load(path)) == numbers(whole)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_file_of_format_2_goes_on_to_the_same_bits(kind, path):
+    docs, options = RUNS[kind]
+    mg.save(steps(mg.prepare(docs, steps=6, **options), 3), path)
+    path.write_bytes(format_2(*parts(path.read_bytes())))
+    run = mg.load(path, docs)
+    assert run.model.config.dtype == "float64"
+    assert numbers(mg.finish(run)) == numbers(mg.train(docs, steps=6, **options))
 
 
 def test_a_stream_of_format_1_samples_but_does_not_go_on(path):
@@ -768,11 +808,13 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_the_bytes_are_little_endian_on_every_machine(monkeypatch):
-    one = struct.pack("<d", 1.5)
-    assert our_safetensors._little_endian("F64", one) == one
+    numbers = {"F64": struct.pack("<d", 1.5), "F32": struct.pack("<f", 1.5)}
+    for dtype, one in numbers.items():
+        assert our_safetensors._little_endian(dtype, one) == one
     monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
-    swapped = our_safetensors._little_endian("F64", one)
-    assert swapped == one[::-1] and our_safetensors._little_endian("F64", swapped) == one
+    for dtype, one in numbers.items():
+        swapped = our_safetensors._little_endian(dtype, one)
+        assert swapped == one[::-1] and our_safetensors._little_endian(dtype, swapped) == one
 
 
 def test_a_run_that_is_saved_while_another_thread_trains_it_is_of_one_step(path, monkeypatch):

@@ -834,7 +834,7 @@ def test_info_tells_what_a_file_holds(model, names, capsys):
     lines = lines_of(capsys)
     assert lines[:5] == [
         f"model: {model}", "class: GPT", f"num params: {saved.model.num_params}",
-        "sizes: vocab_size 12, n_layer 1, n_embd 16, n_head 4, block_size 8",
+        "sizes: vocab_size 12, n_layer 1, n_embd 16, n_head 4, block_size 8, dtype float64",
         f"alphabet: {saved.tokenizer.chars!r}",
     ]  # fmt: skip
     settings = "steps 10, lr 0.01, batch_size 1, seed 42, unit line, val_fraction 0.0"

@@ -175,7 +175,7 @@ def no_sync(monkeypatch):
 
 SIZES = {"n_embd": 4, "n_head": 2, "block_size": 4}
 NAMES = ["ab", "ba", "abba", "aab"]
-BASES = {  # name -> documents, settings; those of format 1 are the same
+BASES = {  # name -> documents, settings; those of older formats are the same
     "plain": (NAMES, {}),
     "batches": (NAMES, {"batch_size": 3, "val_fraction": 0.3, "n_layer": 2}),
     "paragraphs": (["to be\nor not", "to be"], {"unit": "paragraph", "lr": 0.1}),
@@ -422,21 +422,22 @@ class Watch:
               f"in all, {self.slowest:.3f} s the slowest, {more:.0f} MB more")  # fmt: skip
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["format 3", "format 1"])
+@pytest.mark.parametrize("kind", ["float64", "float32", "format 1"])
 @pytest.mark.parametrize("base", BASES)
-def test_a_hostile_checkpoint_can_be_used_or_is_one_clear_error(base, older, no_sync, tmp_path):
+def test_a_hostile_checkpoint_can_be_used_or_is_one_clear_error(base, kind, no_sync, tmp_path):
     docs, settings = BASES[base]
-    run = mg.prepare(docs, steps=9, **SIZES, **settings)
+    dtype = "float32" if kind == "float32" else "float64"
+    run = mg.prepare(docs, steps=9, dtype=dtype, **SIZES, **settings)
     for _ in range(3):
         mg.train_step(run)
     path, other = tmp_path / "hostile", tmp_path / "other"
     mg.save(run, path)
     good = path.read_bytes()
-    good = format_1(*parts(good)) if older else good
+    good = format_1(*parts(good)) if kind == "format 1" else good
     path.write_bytes(good)
     assert go_on(path, docs, other) == "used"
-    rng = random.Random(f"{SEED} {base} {older}")
-    watch = Watch(f"{base} of format {1 if older else 3}")
+    rng = random.Random(f"{SEED} {base} {kind}")
+    watch = Watch(f"{base}, {kind}")
     for number in range(max(25, INPUTS // 8)):
         data = hostile(good, rng)
         path.write_bytes(data)

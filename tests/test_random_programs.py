@@ -157,18 +157,20 @@ def block_op(c, op, blocks, values, i, x):
     """Return what one instruction computes from three blocks of equal width."""
     if op == "pack of Values and numbers":
         columns = zip(*blocks[0][:3], strict=True)
-        return c.Matrix.pack([[pick(values, i), x, *column] for column in columns])
+        rows = [[pick(values, i), x, *column] for column in columns]
+        return c.Matrix.pack(rows, blocks[0].dtype)
     op = OPS[op]
     if op.domain:
-        blocks = [c.Matrix.pack(in_domain(op, block)) for block in blocks]
+        blocks = [c.Matrix.pack(in_domain(op, block), block.dtype) for block in blocks]
     return op.block(c, *op.arguments(blocks, i))
 
 
-def run_program(c, program):
+def run_program(c, program, dtype="float64"):
     """Return the leaves, all blocks, and the Value that depends on everything."""
     numbers, (rows, cols), more, instructions = program
     values = [c.Value(x) for x in numbers]
-    blocks = [c.Matrix.of(wave(rows, cols, 0.3)), c.Matrix.of(wave(rows + more, cols, 1.1))]
+    lists = wave(rows, cols, 0.3), wave(rows + more, cols, 1.1)
+    blocks = [c.Matrix.of(rows, dtype) for rows in lists]
     leaves = values + blocks
     for op, i, j, x in instructions:
         if op in OPS or op.startswith("pack"):
@@ -197,9 +199,9 @@ def entries(result):
     return [result] if isinstance(result, float) else [x for row in result for x in row]
 
 
-def results(c, program):
+def results(c, program, dtype="float64"):
     """Return the loss, the gradients and the blocks of a program that ran backward."""
-    leaves, blocks, total = run_program(c, program)
+    leaves, blocks, total = run_program(c, program, dtype)
     total.backward()
     return total.data, [gradient(leaf) for leaf in leaves], [block.tolist() for block in blocks]
 
@@ -322,6 +324,31 @@ def test_many_programs_of_blocks_agree_and_have_the_same_bits_at_every_level(cor
         except BaseException:
             print(f"program {number} of MICROGPT_SEED={SEED}: {program}")
             raise
+
+
+def test_many_programs_of_float32_blocks_agree_at_every_level(cores, levels, tried):
+    """To 1e-4 of the largest number, where rounding is not what a program amplifies."""
+    pure, compiled = cores
+    for number in range(DRAWN):
+        program, _ = drawn(random.Random(f"{SEED} {number} float32"), False)
+        loss, gradients, blocks = results(pure, program)  # what it is in float64
+        expected = results(pure, program, "float32")
+        numbers = [loss, *gradients, *blocks]
+        largest = max(1.0, *(abs(x) for g in numbers for x in entries(g)))
+        rounded = [expected[0], *expected[1], *expected[2]]
+        moved = max(abs(x - y) for g, h in zip(numbers, rounded, strict=True)
+                    for x, y in zip(entries(g), entries(h), strict=True))  # fmt: skip
+        if not (largest < 1e6 and moved <= 2e-5 * largest):
+            continue
+        for level in levels:
+            compiled._level(level)
+            found = results(compiled, program, "float32")
+            for mine, other in zip(rounded, [found[0], *found[1], *found[2]], strict=True):
+                for x, y in zip(entries(mine), entries(other), strict=True):
+                    assert abs(x - y) <= 1e-4 * largest, (number, level)
+            assert bits_of(results(compiled, program, "float32")) == bits_of(found)
+        tried.update({"programs of float32 blocks": 1})
+    assert tried["programs of float32 blocks"] > DRAWN / 2
 
 
 @EVERY

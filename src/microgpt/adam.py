@@ -10,7 +10,7 @@ from .core import Matrix, Value, adam_minimize, adam_update
 class Adam:
     """Update parameters by their gradients with Adam (Kingma and Ba 2014, arXiv:1412.6980).
 
-    params: Matrices; the moments `m` and `v` are Matrices of the same shapes, 0 at first.
+    params: Matrices; the moments `m` and `v` are Matrices of the same shapes and types, 0 at first.
     beta1, beta2: decay of the first and the second moment per step.
     eps: keeps the division finite where a gradient was always 0.
     `step` counts the steps taken. A step is atomic, even when it is interrupted.
@@ -24,8 +24,8 @@ class Adam:
         eps: float = 1e-8,
     ) -> None:
         self.params = tuple(params)
-        self.m = tuple(Matrix(*p.shape) for p in self.params)
-        self.v = tuple(Matrix(*p.shape) for p in self.params)
+        self.m = tuple(Matrix(*p.shape, p.dtype) for p in self.params)
+        self.v = tuple(Matrix(*p.shape, p.dtype) for p in self.params)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.step = 0
 

@@ -35,6 +35,7 @@ from .tokenizer import Tokenizer
 from .training import Run, TrainConfig, check_run
 
 FORMAT = 3  # raised when an older package would misread the file
+_TYPES = {"float64": "F64", "float32": "F32"}  # of a Matrix, in the file
 _MANY = 10**12  # more than any run has steps, or a step has positions
 
 
@@ -66,7 +67,8 @@ def _parts(run: Run) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ..
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     with run._whole:
         for name, matrix in _matrices(run.model, run.adam):
-            tensors[name] = "F64", matrix.shape, memoryview(matrix.data).tobytes()
+            data = memoryview(matrix.data).tobytes()
+            tensors[name] = _TYPES[matrix.dtype], matrix.shape, data
         losses = run.losses[: run.adam.step]  # without that of a step that was not taken
         tensors["losses"] = "F64", (len(losses),), array("d", losses).tobytes()
         metadata = _metadata(run)
@@ -222,11 +224,13 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 def _contents(reader: Reader) -> Contents:
     metadata = reader.metadata
-    if _format(metadata) < 2:
+    found = _format(metadata)
+    if found < 2:
         metadata = _translated(metadata)
     for key in _KEYS:
         _require(key in metadata, f"the metadata has no {key}")
-    config = _fields(Config, metadata["config"], "the config")
+    later = {"dtype": "float64"} if found < 3 else {}
+    config = _fields(Config, metadata["config"], "the config", later)
     _require(config.n_layer <= len(reader.shapes), f"it has fewer than {config.n_layer} layers")
     tokenizer = Tokenizer(metadata["alphabet"])
     _require(tokenizer.chars == metadata["alphabet"], "the alphabet is not in order")
@@ -242,6 +246,7 @@ def _contents(reader: Reader) -> Contents:
         len(losses) == 1 and losses[0] <= state["step"],
         f"losses has shape {shorten(losses)} at step {state['step']}",
     )
+    _require(reader.types["losses"] == "F64", "losses is F32, not F64")
     tied = json_object(metadata.get("tied", "{}"), "tied")
     _require(all(isinstance(name, str) for name in tied.values()), "tied is not made of names")
     return Contents(
@@ -269,14 +274,13 @@ def _run(reader: Reader, found: Contents, model_class: type[GPT]) -> Run:
         own = own if own.isidentifier() and len(own) < 80 else shorten(own)
         way = "load(path)" if own == "GPT" else f"in Python, load(path, model={own})"
         raise ValueError(f"its model is of class {own}, not {asked}: {way} reads it")
-    shapes = {name: shape for name, shape in reader.shapes.items() if not is_of_record(name)}
-    for name in shapes:
-        _require(reader.types[name] == "F64", f"{name} is {reader.types[name]}, not F64")
     if model_class is GPT:  # before one of these sizes is made
-        _check_shapes(shapes, found.config.shapes())
+        kinds = {name: (found.config.dtype, shape) for name, shape in found.config.shapes().items()}
+        _check_tensors(reader, kinds)
     model = model_class(found.config, Random(0))
     parameters = model.named_parameters()
-    _check_shapes(shapes, {n: p.shape for n, p in parameters.items()})
+    kinds = {name: (matrix.dtype, matrix.shape) for name, matrix in parameters.items()}
+    _check_tensors(reader, kinds)
     adam = Adam(parameters.values(), *found.adam)
     adam.step = found.step
     for name, matrix in _matrices(model, adam):
@@ -341,13 +345,16 @@ def _translated(metadata: dict[str, str]) -> dict[str, str]:
     return {**metadata, **texts}
 
 
-def _fields(config_class: type[Any], text: str, what: str) -> Any:
+def _fields(
+    config_class: type[Any], text: str, what: str, later: Mapping[str, Any] | None = None
+) -> Any:
     """Return an instance of a config class from the JSON of its fields.
 
-    One whose default is None may be missing, in a file that is older than it: None is what was.
+    later: name -> value of fields that a file of its format does not have. One whose default is
+    None may be missing too, in a file that is older than it: None is what was.
     """
-    later = {field.name: None for field in fields(config_class) if field.default is None}
-    settings = later | json_object(text, what)
+    may_miss = {field.name: None for field in fields(config_class) if field.default is None}
+    settings = may_miss | dict(later or {}) | json_object(text, what)
     different = settings.keys() ^ {field.name for field in fields(config_class)}
     names = shorten(sorted(different))
     _require(not different, f"{what} has unknown or missing entries: {names}")
@@ -392,21 +399,28 @@ def _generator(state: Any) -> Random:
     return rng
 
 
-def _check_shapes(
-    found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, int]]
-) -> None:
-    """Raise ValueError unless the tensors of a file are those of parameters with these shapes."""
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        wanted |= {name: shape, f"adam.m.{name}": shape, f"adam.v.{name}": shape}
-    missing, unknown = wanted.keys() - found.keys(), found.keys() - {*wanted, "losses"}
+def _check_tensors(reader: Reader, kinds: Mapping[str, tuple[str, tuple[int, int]]]) -> None:
+    """Raise ValueError unless the tensors of a file are those of parameters.
+
+    kinds: name -> dtype and shape of each parameter.
+    """
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, kind in kinds.items():
+        wanted |= {name: kind, f"adam.m.{name}": kind, f"adam.v.{name}": kind}
+    names = {name for name in reader.shapes if not is_of_record(name)}
+    missing, unknown = wanted.keys() - names, names - {*wanted, "losses"}
     if any(map(_is_parameter, missing | unknown)):  # whose moments are then no news
         missing, unknown = (set(filter(_is_parameter, names)) for names in (missing, unknown))
     parts = [f"{what} {shorten(sorted(names))}" for what, names in
              (("lacks", missing), ("has unknown", unknown)) if names]  # fmt: skip
     _require(not parts, f"it {' and '.join(parts)}")
-    for name in wanted:
+    for name, (dtype, shape) in wanted.items():
+        found = reader.shapes[name]
         _require(
-            found[name] == wanted[name],
-            f"{name} has shape {shorten(found[name])}, its config asks for {wanted[name]}",
+            found == shape,
+            f"{name} has shape {shorten(found)}, its config asks for {shape}",
+        )
+        _require(
+            reader.types[name] == _TYPES[dtype],
+            f"{name} is {reader.types[name]}, its config asks for {dtype}",
         )

@@ -179,7 +179,8 @@ def _prepared(options: Namespace) -> Run:
     init = None
     if options.init is not None:
         init = load(options.init)
-        _check_unchanged(sizes, vars(init.model.config), options.init)
+        fixed = {name: size for name, size in sizes.items() if name != "dtype"}  # it converts
+        _check_unchanged(fixed, vars(init.model.config), options.init)
     if "val_seed" in settings and not settings.get("val_fraction"):
         raise ValueError("--val-seed needs --val-fraction")
     TrainConfig(**settings), Config(1, **sizes)  # refused before anything is loaded

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def gradcheck(
     f: Callable[..., Any],
     inputs: Any,
-    eps: float = 1e-6,
-    atol: float = 1e-5,
-    rtol: float = 1e-3,
+    eps: float | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
 ) -> bool:
     """Return True if backward gives the derivative of f with respect to every number in inputs.
 
@@ -24,9 +24,10 @@ def gradcheck(
         only argument, a Value or a Matrix.
 
     The derivative is measured as (f(x + eps) - f(x - eps)) / (2 * eps); backward may differ
-    from it by atol + rtol * abs(measured). Choose inputs away from kinks, such as relu at 0.
-    f runs twice for each number, so keep the inputs small. Their data and gradients are restored
-    afterwards.
+    from it by atol + rtol * abs(measured). By default these three are 1e-6, 1e-5 and 1e-3; if a
+    Matrix of inputs is float32, which has half the digits, 2**-8, 1e-3 and 1e-2. Choose inputs away
+    from kinks, such as relu at 0. f runs twice for each number, so keep the inputs small. Their
+    data and gradients are restored afterwards.
 
     >>> from microgpt import Value
     >>> gradcheck(lambda a, b: a * b + a.exp(), [Value(2), Value(3)])
@@ -36,6 +37,9 @@ def gradcheck(
     result have another type, ValueError if there are no inputs.
     """
     inputs = [inputs] if _is_value(inputs) or _is_matrix(inputs) else list(inputs)
+    defaults = (2.0**-8, 1e-3, 1e-2) if _has_float32(inputs) else (1e-6, 1e-5, 1e-3)
+    given = zip((eps, atol, rtol), defaults, strict=True)
+    eps, atol, rtol = (default if x is None else x for x, default in given)
     entries = [entry for i, x in enumerate(inputs) for entry in _entries(x, f"inputs[{i}]")]
     if not entries:
         raise ValueError("gradcheck needs at least one input")
@@ -88,6 +92,12 @@ def _is_value(x: Any) -> bool:  # of either core
 
 def _is_matrix(x: Any) -> bool:
     return hasattr(x, "load")
+
+
+def _has_float32(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(map(_has_float32, x))
+    return _is_matrix(x) and bool(x.dtype == "float32")
 
 
 def _result(f: Callable[..., Any], inputs: list[Any]) -> Any:

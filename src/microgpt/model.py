@@ -42,16 +42,18 @@ MAX_NUMBERS = 2**26  # see check_numbers
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of a model.
+    """The sizes of a model, and the type of its numbers.
 
     vocab_size: number of tokens, BOS included.
     n_layer: number of transformer layers.
     n_embd: width of the network; a multiple of n_head.
     n_head: attention heads per layer.
     block_size: longest context, in tokens.
+    dtype: the type of the parameters and of everything computed from them: "float64", which is
+        exact to the last bits, or "float32", which is faster and takes half the memory.
 
-    Raises TypeError if a size is not an int, ValueError if it is below 1 or above a million, or if
-    n_embd is not a multiple of n_head.
+    Raises TypeError if a size is not an int, ValueError if it is below 1 or above a million, if
+    n_embd is not a multiple of n_head, or if dtype is another.
     """
 
     vocab_size: int
@@ -59,9 +61,13 @@ class Config:
     n_embd: int = 16
     n_head: int = 4
     block_size: int = 16
+    dtype: str = "float64"
 
     def __post_init__(self) -> None:
+        checks.dtype(self.dtype)
         for field in fields(self):
+            if field.name == "dtype":
+                continue
             size = checks.integer(getattr(self, field.name), field.name, 1, MAX_SIZE)
             object.__setattr__(self, field.name, size)
         if self.n_embd % self.n_head:
@@ -115,8 +121,9 @@ class Cache:
         self.length = 0
         self.block_size = config.block_size
         layers = range(config.n_layer)
-        self._keys = [Matrix(config.block_size, config.n_embd) for _ in layers]
-        self._values = [Matrix(config.block_size, config.n_embd) for _ in layers]
+        shape = config.block_size, config.n_embd
+        self._keys = [Matrix(*shape, config.dtype) for _ in layers]
+        self._values = [Matrix(*shape, config.dtype) for _ in layers]
 
     def __repr__(self) -> str:
         return f"Cache({self.length} of {self.block_size} tokens)"
@@ -175,7 +182,8 @@ class GPT:
 
         A subclass extends it to add, remove or tie parameters; one Matrix under two names is tied.
         """
-        state_dict = {name: Matrix(*shape) for name, shape in config.shapes().items()}
+        shapes = config.shapes()
+        state_dict = {name: Matrix(*shape, config.dtype) for name, shape in shapes.items()}
         for matrix in state_dict.values():
             nout, nin = matrix.shape
             matrix.load([[rng.gauss(0, INIT_STD) for _ in range(nin)] for _ in range(nout)])
@@ -208,7 +216,7 @@ class GPT:
         return sum(nout * nin for nout, nin in (m.shape for m in self.parameters()))
 
     def load_state_dict(self, state_dict: Mapping[str, Matrix | Iterable[Iterable[float]]]) -> None:
-        """Set all parameters from name -> Matrix or lists of lists.
+        """Set all parameters from name -> Matrix or lists of lists, converted to their type.
 
         Raises ValueError if a name is missing or unknown, a shape differs or tied parameters do;
         nothing is changed then.
@@ -220,7 +228,7 @@ class GPT:
         new: dict[str, Matrix] = {}
         first: dict[int, str] = {}
         for name, source in state_dict.items():
-            new[name] = Matrix(*own[name].shape)
+            new[name] = Matrix(*own[name].shape, own[name].dtype)
             try:
                 new[name].load(source)
             except ValueError as error:

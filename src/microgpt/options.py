@@ -72,6 +72,8 @@ RUN = {
     "--n-embd": (int, Config, "N", "width, a multiple of --n-head"),
     "--n-head": (int, Config, "N", "attention heads per layer"),
     "--block-size": (int, Config, "N", "longest context, in tokens"),
+    "--dtype": (str, Config, None, "the type of the numbers: float32 is faster and takes half the "
+                "memory, float64 is exact to the last bits"),
     "--steps": (int, TrainConfig, "N", "training steps"),
     "--lr": (float, TrainConfig, "X", "initial learning rate, decayed linearly to 0"),
     "--batch-size": (int, TrainConfig, "N", "documents per step"),
@@ -101,7 +103,8 @@ TRAIN = {
 }  # fmt: skip
 TRAIN_GROUPS = {
     "data": ("--data", "--unit", "--val-fraction", "--val-seed"),
-    "model": ("--n-layer", "--n-embd", "--n-head", "--block-size", "--init"),
+    "model": ("--n-layer", "--n-embd", "--n-head", "--block-size", "--dtype",
+              "--init"),
     "training": ("--steps", "--lr", "--batch-size", "--seed"),
     "saving": ("--out", "--save-every", "--snapshots", "--record", "--resume"),
     "watching it learn": ("--log", "--eval-every", "--sample-every"),
@@ -311,7 +314,7 @@ def _add(
     if kind is list:
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=help)
         return
-    choices = UNITS if flag == "--unit" else None
+    choices = {"--unit": UNITS, "--dtype": ("float64", "float32")}.get(flag) if kind is str else None
     if default in (TrainConfig, Config):
         shown = getattr(default, name_of(flag))
         help = help if shown is None else f"{help} (default: {shown})"

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from random import Random
 from threading import Lock, RLock
@@ -211,14 +211,17 @@ def prepare(
     n_embd: int = Config.n_embd,
     n_head: int = Config.n_head,
     block_size: int = Config.block_size,
+    dtype: str | None = None,
     record: bool = False,
 ) -> Run:
     """Return a run that has not taken a step: documents shuffled, parameters drawn.
 
     docs: the documents; an empty one is an error.
-    init: a run to take the initial parameters, the alphabet and the sizes from.
+    init: a run to take the initial parameters, the alphabet and the sizes from; parameters of
+        another type are converted.
     model: the class of the model: GPT, or a subclass of it.
     steps to val_seed: as in TrainConfig; the sizes: as in Config.
+    dtype: the type of the numbers, as in Config; None: that of init, or "float64".
     record: whether to keep a Record, from which `explain` shows how the model learned.
 
     Raises TypeError if docs is a string, a document is not, or model is no such class; ValueError
@@ -233,9 +236,11 @@ def prepare(
     rng = Random(config.seed)
     if init is None:
         tokenizer = Tokenizer.from_documents(documents)
-        sizes = Config(tokenizer.vocab_size, n_layer, n_embd, n_head, block_size)
+        dtype = Config.dtype if dtype is None else dtype
+        sizes = Config(tokenizer.vocab_size, n_layer, n_embd, n_head, block_size, dtype)
     else:
         tokenizer, sizes = init.tokenizer, init.model.config
+        sizes = sizes if dtype is None else replace(sizes, dtype=dtype)
         tokenizer.encode("".join(sorted({char for doc in documents for char in doc})))
     training, validation = train_val_split(
         documents, rng, config.unit, config.val_fraction, sizes.block_size, config.val_seed
