@@ -63,7 +63,7 @@ def load_text(file: Path, n_embd: int, n_layer: int, batch: int, steps: int) -> 
     )
 
 
-def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]:
+def train_package(problem: Problem, steps: int, batch: int, dtype: str) -> dict[str, object]:
     """Take steps through the public API: forward, backward, Adam, schedule, loss stored.
 
     What it draws from seed 42 are the documents and the parameters of the problem.
@@ -71,6 +71,8 @@ def train_package(problem: Problem, steps: int, batch: int) -> dict[str, object]
     import microgpt as mg
 
     sizes = {"n_embd": problem.n_embd, "n_layer": problem.n_layer, "block_size": problem.block_size}
+    if dtype != "float64":  # which an older package has not heard of
+        sizes["dtype"] = dtype
     if problem.text:
         documents, sizes["unit"] = [problem.text], "stream"
     else:
@@ -127,7 +129,7 @@ class Program:
     """The package or the script, with the interface of a Yardstick."""
 
     title: str
-    kind: str  # "package", "script" or "plain-script"
+    kind: str  # "package", "script" or "plain-script"; "package-float32"
     backend: str
     level: str = "auto"  # of the compiled core's instruction set
     python: str = sys.executable
@@ -158,6 +160,10 @@ class Program:
 PROGRAMS = {
     "microgpt": Program("microgpt, compiled", "package", "cython"),
     "avx2": Program("microgpt, AVX2", "package", "cython", "avx2"),
+    "float32": Program("microgpt, float32", "package-float32", "cython", exact=False),
+    "float32-avx2": Program(
+        "microgpt, float32, AVX2", "package-float32", "cython", "avx2", exact=False
+    ),
     "baseline": Program("microgpt, baseline", "package", "cython", "baseline"),
     "pure": Program("microgpt, pure Python", "package", "python"),
     "script": Program("the original script", "plain-script", "auto"),
@@ -169,8 +175,8 @@ def main() -> None:
     """Train as the arguments say, with the problem from stdin; print the result as JSON."""
     kind, steps, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     problem = pickle.load(sys.stdin.buffer)
-    if kind == "package":
-        answer = train_package(problem, steps, batch)
+    if kind.startswith("package"):
+        answer = train_package(problem, steps, batch, kind.partition("-")[2] or "float64")
     else:
         answer = train_script(problem, steps, plain=kind == "plain-script")
     json.dump(answer, sys.stdout)

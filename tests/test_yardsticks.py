@@ -32,6 +32,17 @@ def test_the_c_program_has_the_losses_of_the_script(modules, level):
     assert result.microseconds > 0.0
 
 
+def test_the_c_program_in_float32_begins_with_the_losses_of_the_script(modules):
+    from yardsticks import handwritten, load
+
+    if reason := handwritten.missing():
+        pytest.skip(reason)
+    names = BENCHMARKS.parent / "src" / "microgpt" / "datasets" / "names_us1990.txt"
+    expected = json.loads(RECORD.read_text("utf-8"))["losses"]
+    result = handwritten.train(load(names), len(expected), level="float32")
+    assert result.losses[:50] == pytest.approx(expected[:50], rel=0, abs=1e-4)
+
+
 def test_the_uncertainty_of_a_median(modules):
     from rounds import spread, uncertainty
 

@@ -53,6 +53,12 @@ YARDSTICKS = {
         partial(handwritten.train, level="avx512"),
         partial(handwritten.missing, "avx512"),
     ),
+    "c32": Yardstick(
+        "C, float32, -ffast-math",
+        False,
+        partial(handwritten.train, level="float32"),
+        handwritten.missing,
+    ),
     "numpy": Yardstick("NumPy, float64", True, _train_numpy, partial(frameworks.missing, "numpy")),
     "jax": Yardstick(
         "JAX, one scan, float32", False, frameworks.train_jax, partial(frameworks.missing, "jax")

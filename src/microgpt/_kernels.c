@@ -119,6 +119,44 @@ INLINE Index tile_rows(Index left, Index most)
     return (left + tiles - 1) / tiles;
 }
 
+/* The next factor of each of up to 16 rows. A row is found from every fourth one, at one or two or
+ * three steps, which is one operand: 16 pointers would not fit into the registers. */
+typedef struct {
+    const char *fourth[4];
+    Index step, three, next; /* bytes */
+} Factors;
+
+/* Let the compiler make no other pointers of this one. */
+#if defined(__GNUC__)
+#define AS_IT_IS(x) __asm__("" : "+r"(x))
+#else
+#define AS_IT_IS(x)
+#endif
+
+INLINE Factors factors_of(const int rows, const real *a, Index row_step, Index next)
+{
+    Factors f = {{NULL}, row_step * (Index)sizeof(real), 0, next * (Index)sizeof(real)};
+    for (int i = 0; 4 * i < rows; i++)
+        f.fourth[i] = (const char *)(a + 4 * i * row_step);
+    f.three = 3 * f.step;
+    AS_IT_IS(f.three);
+    return f;
+}
+
+INLINE real factor(const Factors *f, const int r)
+{
+    const char *fourth = f->fourth[r / 4];
+    return *(const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step);
+}
+
+INLINE void next_factors(const int rows, Factors *f)
+{
+    for (int i = 0; 4 * i < rows; i++) {
+        f->fourth[i] += f->next;
+        AS_IT_IS(f->fourth[i]);
+    }
+}
+
 static void embedding_forward(real *y, const real *table, const Index *ids, Index T, Index n)
 {
     for (Index t = 0; t < T; t++)
@@ -478,19 +516,6 @@ INLINE void dot_tiles(const int cols, real *y, const real *x, const real *w, Ind
 
 #if defined(PANELS)
 
-/* Column i of the panels times the numbers of that column of x. */
-INLINE void add_products(const int rows, const int vecs, const int j,
-                         wide sum[PANEL_ROWS][PANEL_VECS][PANEL_SUMS], const real *x,
-                         const real *panel, Index next, Index nin, Index i)
-{
-    wide column[PANEL_VECS];
-    for (int c = 0; c < vecs; c++)
-        column[c] = wide_at_first(panel + c * next + i * WIDE, WIDE);
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < vecs; c++)
-            sum[r][c][j] = wide_plus_product(sum[r][c][j], wide_all(x[r * nin + i]), column[c]);
-}
-
 /* y (rows, cols): as dot_tile, the rows of w being transposed to panels (nin, WIDE), which are
  * `next` apart. */
 INLINE void panel_tile(const int rows, const int vecs, real *y, const real *x, const real *panel,
@@ -501,18 +526,32 @@ INLINE void panel_tile(const int rows, const int vecs, real *y, const real *x, c
         for (int c = 0; c < vecs; c++)
             for (int j = 0; j < PANEL_SUMS; j++)
                 sum[r][c][j] = wide_all(0);
+    Factors factors = factors_of(rows, x, nin, 1);
     Index i = 0;
     for (; i + PANEL_SUMS <= nin; i += PANEL_SUMS)
-        for (int j = 0; j < PANEL_SUMS; j++)
-            add_products(rows, vecs, j, sum, x, panel, next, nin, i + j);
+        for (int j = 0; j < PANEL_SUMS; j++) {
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < vecs; c++)
+                    sum[r][c][j] = wide_plus_product(
+                        sum[r][c][j], wide_all(factor(&factors, r)),
+                        wide_at_first(panel + c * next + (i + j) * WIDE, WIDE));
+            next_factors(rows, &factors);
+        }
     for (int j = 0; j < PANEL_SUMS - 1; j++)
-        if (i + j < nin)
-            add_products(rows, vecs, j, sum, x, panel, next, nin, i + j);
+        if (i + j < nin) {
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < vecs; c++)
+                    sum[r][c][j] = wide_plus_product(
+                        sum[r][c][j], wide_all(factor(&factors, r)),
+                        wide_at_first(panel + c * next + (i + j) * WIDE, WIDE));
+            next_factors(rows, &factors);
+        }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++) {
-            wide *s = sum[r][c];
-            wide total = PANEL_SUMS == 1 ? s[0] : wide_add(wide_add(s[0], s[1 % PANEL_SUMS]),
-                                                           wide_add(s[2 % PANEL_SUMS], s[3 % PANEL_SUMS]));
+            wide *s = sum[r][c], total = s[0];
+            if (PANEL_SUMS == 4)
+                total = wide_add(wide_add(s[0], s[PANEL_SUMS / 4]),
+                                 wide_add(s[PANEL_SUMS / 2], s[PANEL_SUMS - 1]));
             wide_put_first(y + r * nout + c * WIDE, total, cols - c * WIDE);
         }
 }
@@ -682,14 +721,15 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *ou
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++)
             sum[r][c] = wide_all(0.0);
-    for (Index k = 0; k < terms; k++) {
+    Factors factors = factors_of(rows, a, row_step, sum_step);
+    for (Index k = 0; k < terms; k++, next_factors(rows, &factors)) {
         wide row[AXPY_VECS];
         for (int c = 0; c < vecs; c++)
             row[c] = wide_at_first(b + k * n + WIDE * c, c == vecs - 1 ? last : WIDE);
         for (int r = 0; r < rows; r++) {
-            wide factor = wide_all(a[r * row_step + k * sum_step]);
+            wide one = wide_all(factor(&factors, r));
             for (int c = 0; c < vecs; c++)
-                sum[r][c] = wide_plus_product(sum[r][c], factor, row[c]);
+                sum[r][c] = wide_plus_product(sum[r][c], one, row[c]);
         }
     }
     for (int r = 0; r < rows; r++)
