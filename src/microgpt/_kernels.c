@@ -143,10 +143,11 @@ INLINE Factors factors_of(const int rows, const real *a, Index row_step, Index n
     return f;
 }
 
-INLINE real factor(const Factors *f, const int r)
+/* The factor of row r, or the j-th after it in memory. */
+INLINE real factor(const Factors *f, const int r, const int j)
 {
     const char *fourth = f->fourth[r / 4];
-    return *(const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step);
+    return ((const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step))[j];
 }
 
 INLINE void next_factors(const int rows, Factors *f)
@@ -526,32 +527,30 @@ INLINE void panel_tile(const int rows, const int vecs, real *y, const real *x, c
         for (int c = 0; c < vecs; c++)
             for (int j = 0; j < PANEL_SUMS; j++)
                 sum[r][c][j] = wide_all(0);
-    Factors factors = factors_of(rows, x, nin, 1);
+    Factors factors = factors_of(rows, x, nin, PANEL_SUMS);
     Index i = 0;
-    for (; i + PANEL_SUMS <= nin; i += PANEL_SUMS)
-        for (int j = 0; j < PANEL_SUMS; j++) {
-            for (int r = 0; r < rows; r++)
-                for (int c = 0; c < vecs; c++)
+    for (; i + PANEL_SUMS <= nin; i += PANEL_SUMS, next_factors(rows, &factors))
+        for (int j = 0; j < PANEL_SUMS; j++)
+            for (int c = 0; c < vecs; c++) {
+                wide column = wide_at_first(panel + c * next + (i + j) * WIDE, WIDE);
+                for (int r = 0; r < rows; r++)
                     sum[r][c][j] = wide_plus_product(
-                        sum[r][c][j], wide_all(factor(&factors, r)),
-                        wide_at_first(panel + c * next + (i + j) * WIDE, WIDE));
-            next_factors(rows, &factors);
-        }
+                        sum[r][c][j], wide_all(factor(&factors, r, j)), column);
+            }
     for (int j = 0; j < PANEL_SUMS - 1; j++)
-        if (i + j < nin) {
-            for (int r = 0; r < rows; r++)
-                for (int c = 0; c < vecs; c++)
+        if (i + j < nin)
+            for (int c = 0; c < vecs; c++) {
+                wide column = wide_at_first(panel + c * next + (i + j) * WIDE, WIDE);
+                for (int r = 0; r < rows; r++)
                     sum[r][c][j] = wide_plus_product(
-                        sum[r][c][j], wide_all(factor(&factors, r)),
-                        wide_at_first(panel + c * next + (i + j) * WIDE, WIDE));
-            next_factors(rows, &factors);
-        }
+                        sum[r][c][j], wide_all(factor(&factors, r, j)), column);
+            }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < vecs; c++) {
-            wide *s = sum[r][c], total = s[0];
+            wide total = sum[r][c][0];
             if (PANEL_SUMS == 4)
-                total = wide_add(wide_add(s[0], s[PANEL_SUMS / 4]),
-                                 wide_add(s[PANEL_SUMS / 2], s[PANEL_SUMS - 1]));
+                total = wide_add(wide_add(total, sum[r][c][PANEL_SUMS / 4]),
+                                 wide_add(sum[r][c][PANEL_SUMS / 2], sum[r][c][PANEL_SUMS - 1]));
             wide_put_first(y + r * nout + c * WIDE, total, cols - c * WIDE);
         }
 }
@@ -727,7 +726,7 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *ou
         for (int c = 0; c < vecs; c++)
             row[c] = wide_at_first(b + k * n + WIDE * c, c == vecs - 1 ? last : WIDE);
         for (int r = 0; r < rows; r++) {
-            wide one = wide_all(factor(&factors, r));
+            wide one = wide_all(factor(&factors, r, 0));
             for (int c = 0; c < vecs; c++)
                 sum[r][c] = wide_plus_product(sum[r][c], one, row[c]);
         }
