@@ -804,7 +804,7 @@ static void rmsnorm_forward(real *RESTRICT y, real *RESTRICT scale, const real *
                             double eps, Index T, Index n)
 {
     for (Index t = 0; t < T; t++, x += n, y += n) {
-        real s = scale[t] = 1.0 / sqrt(dot(x, x, n) / (double)n + eps);
+        real mean = dot(x, x, n) / (double)n + eps, s = scale[t] = 1 / ROOT(mean);
         for (Index j = 0; j < n; j++)
             y[j] = x[j] * s;
     }
@@ -958,8 +958,8 @@ static void pack_heads(real *packed, const real *x, real scale, Index rows, Inde
         for (Index j = 0; j < head_dim; j += 4) {
             quad part[4];
             gather_heads(part, x + t * n + j, head_dim, heads, head_dim - j < 4 ? head_dim - j : 4);
-            for (Index i = 0; i < 4 && j + i < depth; i++)
-                quad_put(packed + (t * depth + j + i) * 4, quad_times(part[i], quad_all(scale)));
+            for (Index i = 0; i < 4 && j + i < depth; i += PLACES)
+                put(packed + (t * depth + j + i) * 4, times(joined(part + i), all(scale)));
         }
 }
 
@@ -991,16 +991,21 @@ INLINE void head_dots_tile(const int rows, const int keys, real *dots, Index W,
                 sum[r][s] = plus_product(sum[r][s], at(q + (r * depth + j) * 4),
                                          at(k + (s * depth + j) * 4));
     for (int r = 0; r < rows; r++)
-        for (int s = 0; s < keys; s++)
-            quad_put(dots + (r * W + s) * 4, folded(sum[r][s]));
+        for (int s = 0; s < keys; s += PLACES)
+            put(dots + (r * W + s) * 4, folded(sum[r] + s));
 }
 
 /* Row 0 sees the keys up to end - 1, each row after it one more. */
 INLINE void head_dots(const int rows, real *dots, Index W, const real *q, const real *k,
                       Index end, Index depth)
 {
-    const int keys = rows == 1 ? 4 : 3;
+    const int keys = PLACES > 1 ? (rows == 1 ? 4 : PLACES) : (rows == 1 ? 4 : 3);
     Index s = 0;
+    if (PLACES > 1) { /* some more than the rows see: there is room for them, and nothing reads them */
+        for (; s < end + rows - 1; s += keys)
+            head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * depth * 4, depth);
+        return;
+    }
     for (; s + keys <= end; s += keys)
         head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * depth * 4, depth);
     for (; s < end; s++)
@@ -1069,20 +1074,8 @@ INLINE void head_axpys(const int rows, real *dx, const real *weights, Index W,
             }
 }
 
-/* The quads of up to PLACES keys, of which `keys` exist; the other lanes are `fill`. */
-INLINE vec keys_at(const real *p, Index keys, real fill)
-{
-    return PLACES == 1 ? at(p) : at_first(p, 4 * keys, fill);
-}
-
-INLINE void put_keys(real *p, vec x, Index keys)
-{
-    if (PLACES == 1)
-        put(p, x);
-    else
-        put_first(p, x, 4 * keys);
-}
-
+/* A row of weights is whole vecs, in the last of which not all places are keys that the row sees:
+ * these are made 0 here. */
 static void softmax_heads(real *weights, Index end)
 {
     vec max = all(-INFINITY), other = max, sum = all(0);
@@ -1092,16 +1085,17 @@ static void softmax_heads(real *weights, Index end)
         other = larger(at(weights + s * 4 + VEC), other);
     }
     for (; s < end; s += PLACES)
-        max = larger(keys_at(weights + s * 4, end - s, -INFINITY), max);
+        max = larger(first_places(at(weights + s * 4), end - s, -INFINITY), max);
     max = larger_of_places(larger(max, other));
     for (s = 0; s < end; s += PLACES) {
-        vec e = exp_negative(subtract(keys_at(weights + s * 4, end - s, -INFINITY), max));
-        put_keys(weights + s * 4, e, end - s);
+        vec score = first_places(at(weights + s * 4), end - s, -INFINITY);
+        vec e = exp_negative(subtract(score, max));
+        put(weights + s * 4, e);
         sum = add(sum, e);
     }
     vec inverse = divide(all(1), total_of_places(sum));
     for (s = 0; s < end; s += PLACES)
-        put_keys(weights + s * 4, times(keys_at(weights + s * 4, end - s, 0), inverse), end - s);
+        put(weights + s * 4, times(at(weights + s * 4), inverse));
 }
 
 /* d: in, the gradient of the weights; out, that of the scores. */
@@ -1109,13 +1103,11 @@ static void softmax_heads_backward(real *d, const real *weights, Index end)
 {
     vec common = all(0);
     for (Index s = 0; s < end; s += PLACES)
-        common = plus_product(common, keys_at(d + s * 4, end - s, 0),
-                              keys_at(weights + s * 4, end - s, 0));
+        common = plus_product(common, first_places(at(d + s * 4), end - s, 0),
+                              at(weights + s * 4));
     common = total_of_places(common);
-    for (Index s = 0; s < end; s += PLACES) {
-        vec difference = subtract(keys_at(d + s * 4, end - s, 0), common);
-        put_keys(d + s * 4, times(difference, keys_at(weights + s * 4, end - s, 0)), end - s);
-    }
+    for (Index s = 0; s < end; s += PLACES)
+        put(d + s * 4, times(subtract(at(d + s * 4), common), at(weights + s * 4)));
 }
 
 /* 4 if the rows from t on are computed together: of one document, with enough keys to pay. */
@@ -1124,14 +1116,17 @@ INLINE int rows_together(const Index *first_key, Index t, Index T, Index keys)
     return t + 4 <= T && first_key[t] == first_key[t + 3] && keys >= 8 ? 4 : 1;
 }
 
-/* The most keys that a row sees. */
+/* The elements or keys for which there is room: whole vecs */
+INLINE Index rounded_up(Index n, Index places) { return (n + places - 1) / places * places; }
+
+/* The most keys that a row sees, rounded up to what is computed together. */
 static Index most_keys(const Index *first_key, Index T, Index S)
 {
     Index most = 1;
     for (Index t = 0; t < T; t++)
         if (S - T + t + 1 - first_key[t] > most)
             most = S - T + t + 1 - first_key[t];
-    return most;
+    return MICROGPT_REAL == 32 ? rounded_up(most, 4) : most;
 }
 
 /* k4 and v4 begin with the first key that the rows see. */
@@ -1150,17 +1145,12 @@ INLINE void attention_forward_rows(const int rows, real *y, real *weights, const
     }
 }
 
-/* The elements of a head in a packed row: a multiple of the places in a vec. */
-INLINE Index packed_depth(Index head_dim, Index places)
-{
-    return (head_dim + places - 1) / places * places;
-}
 
 static void attention_forward(real *y, real *saved, const real *q, const real *k,
                               const real *v, const Index *first_key, Index T, Index S, Index n,
                               Index n_head)
 {
-    Index head_dim = n / n_head, depth = packed_depth(head_dim, PLACES), wide = 4 * depth;
+    Index head_dim = n / n_head, depth = rounded_up(head_dim, PLACES), wide = 4 * depth;
     Index W = most_keys(first_key, T, S);
     real scale = 1.0 / sqrt((double)head_dim);
     for (Index head = 0; head < n_head; head += 4) {
@@ -1210,7 +1200,7 @@ static void attention_backward(real *dq, int first_dq, real *dk, int first_dk, r
                                int first_dv, const real *dy, real *saved, const Index *first_key,
                                Index T, Index S, Index n, Index n_head)
 {
-    Index head_dim = n / n_head, depth = packed_depth(head_dim, PLACES), wide = 4 * depth;
+    Index head_dim = n / n_head, depth = rounded_up(head_dim, PLACES), wide = 4 * depth;
     Index groups = (n_head + 3) / 4, W = most_keys(first_key, T, S);
     real scale = 1.0 / sqrt((double)head_dim);
     real *dk4 = saved + groups * ((T + 2 * S) * wide + T * W * 4);
@@ -1303,7 +1293,7 @@ static Index attention_workspace_size(const Index *first_key, Index T, Index S, 
                                       Index n_head)
 {
     Index groups = (n_head + 3) / 4, W = most_keys(first_key, T, S);
-    Index wide = 4 * packed_depth(n / n_head, MICROGPT_REAL == 32 ? 4 : 1);
+    Index wide = 4 * rounded_up(n / n_head, MICROGPT_REAL == 32 ? 4 : 1);
     double size = (double)groups * ((double)(T + 2 * S) * wide + (double)T * W * 4) +
                   (double)(T + 2 * S) * wide + (double)W * 16;
     if (size > 1e18)

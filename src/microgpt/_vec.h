@@ -166,13 +166,15 @@ INLINE void quad_put(real *p, quad x) { put(p, x); }
 INLINE void quad_put_first(real *p, quad x, Index n) { put_first(p, x, n); }
 INLINE quad quad_all(real x) { return all(x); }
 INLINE quad quad_add(quad a, quad b) { return add(a, b); }
-INLINE quad quad_times(quad a, quad b) { return times(a, b); }
 
 /* Between the numbers of four heads and a vec, which has those of VEC / 4 places. */
 INLINE vec repeated(const real *p) { return at(p); }
-INLINE quad folded(vec x) { return x; }
+INLINE vec joined(const quad *places) { return places[0]; }
+INLINE vec folded(const vec *x) { return x[0]; }
+INLINE vec first_places(vec x, Index n, real fill) { return x; }
 INLINE vec larger_of_places(vec x) { return x; }
 INLINE vec total_of_places(vec x) { return x; }
+INLINE quad places_added(vec x) { return x; }
 INLINE void quads_of(quad x[4], const vec *places)
 {
     for (int i = 0; i < 4; i++)
@@ -216,24 +218,18 @@ INLINE vec tanh_of(vec x)
 /* The sum over the lanes: (x[0] + x[1]) + (x[2] + x[3]) of four */
 INLINE double total(vec x)
 {
-    real lanes[VEC];
-    put(lanes, x);
-    double sum = 0.0;
-    for (int i = 0; i < VEC; i += 4) {
-        double four = ((double)lanes[i] + lanes[i + 1]) + ((double)lanes[i + 2] + lanes[i + 3]);
-        sum = i ? sum + four : four;
-    }
-    return sum;
+    real lanes[4];
+    quad_put(lanes, places_added(x));
+    return ((double)lanes[0] + lanes[1]) + ((double)lanes[2] + lanes[3]);
 }
 
 INLINE real largest_lane(vec x)
 {
     real lanes[VEC];
-    put(lanes, x);
-    for (int n = VEC / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++)
-            lanes[i] = lanes[2 * i] > lanes[2 * i + 1] ? lanes[2 * i] : lanes[2 * i + 1];
-    return lanes[0];
+    put(lanes, larger_of_places(x));
+    real a = lanes[0] > lanes[1] ? lanes[0] : lanes[1];
+    real b = lanes[2] > lanes[3] ? lanes[2] : lanes[3];
+    return a > b ? a : b;
 }
 
 #if MICROGPT_REAL == 32 || !defined(MICROGPT_AVX512)

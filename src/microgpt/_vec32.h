@@ -121,7 +121,6 @@ INLINE void quad_put_first(float *p, quad x, Index n)
 
 INLINE quad quad_all(float x) { return (quad){_mm_set1_ps(x)}; }
 INLINE quad quad_add(quad a, quad b) { return (quad){_mm_add_ps(a.four, b.four)}; }
-INLINE quad quad_times(quad a, quad b) { return (quad){_mm_mul_ps(a.four, b.four)}; }
 
 INLINE void transpose(quad x[4])
 {
@@ -155,7 +154,50 @@ INLINE vec repeated(const float *p)
 #endif
 }
 
-INLINE quad folded(vec x)
+/* A vec of the quads of its places */
+INLINE vec joined(const quad *places)
+{
+#if defined(MICROGPT_AVX512)
+    __m512 x = _mm512_castps128_ps512(places[0].four);
+    x = _mm512_insertf32x4(x, places[1].four, 1);
+    x = _mm512_insertf32x4(x, places[2].four, 2);
+    return (vec){{_mm512_insertf32x4(x, places[3].four, 3)}};
+#else
+    __m256 x = _mm256_castps128_ps256(places[0].four);
+    return (vec){{_mm256_insertf128_ps(x, places[1].four, 1)}};
+#endif
+}
+
+/* For as many vecs as a vec has places, the sum over the places of each at its place. */
+INLINE vec folded(const vec *x)
+{
+#if defined(MICROGPT_AVX512)
+    __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(x[0].part[0], x[1].part[0], 0x88),
+                             _mm512_shuffle_f32x4(x[0].part[0], x[1].part[0], 0xdd));
+    __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(x[2].part[0], x[3].part[0], 0x88),
+                             _mm512_shuffle_f32x4(x[2].part[0], x[3].part[0], 0xdd));
+    return (vec){{_mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88),
+                                _mm512_shuffle_f32x4(a, b, 0xdd))}};
+#else
+    return (vec){{_mm256_add_ps(_mm256_permute2f128_ps(x[0].part[0], x[1].part[0], 0x20),
+                                _mm256_permute2f128_ps(x[0].part[0], x[1].part[0], 0x31))}};
+#endif
+}
+
+/* x where it is of the first n places; the other lanes are `fill`. */
+INLINE vec first_places(vec x, Index n, float fill)
+{
+    if (4 * n >= VEC)
+        return x;
+#if defined(MICROGPT_AVX512)
+    __mmask16 mask = (__mmask16)((1 << 4 * n) - 1);
+    return (vec){{_mm512_mask_mov_ps(_mm512_set1_ps(fill), mask, x.part[0])}};
+#else
+    return (vec){{_mm256_blend_ps(_mm256_set1_ps(fill), x.part[0], 0x0f)}};
+#endif
+}
+
+INLINE quad places_added(vec x)
 {
 #if defined(MICROGPT_AVX512)
     __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x.part[0]),
@@ -215,7 +257,7 @@ INLINE vec inverse(vec x)
 /* For each of four vectors the sum over its lanes. */
 INLINE quad totals(vec a, vec b, vec c, vec d)
 {
-    quad x[4] = {folded(a), folded(b), folded(c), folded(d)};
+    quad x[4] = {places_added(a), places_added(b), places_added(c), places_added(d)};
     transpose(x);
     return quad_add(quad_add(x[0], x[1]), quad_add(x[2], x[3]));
 }
