@@ -8,7 +8,8 @@
  *     12 dot products of four lanes each, and the lanes are added up at the end. No transposed
  *     copy of w is made; for the 16 rows of a document that would cost more than it saves. With
  *     AVX-512 it pays: 8 columns are a vector then, and up to 7 rows have the four partial sums of
- *     each in registers.
+ *     each in registers. So it does for floats, which have one sum each, 16 rows of them with
+ *     AVX-512 and 6 by 2 vectors with AVX2.
  *   - backward, up to 6 rows by 2 vectors (with AVX-512 16 by 1): dx = dy w and dw = dy^T x are
  *     both "add a number times a contiguous row", so one function serves them.
  *
@@ -18,19 +19,29 @@
  * Tile sizes are constants of inline functions, one compiled case for each, which is what keeps
  * the sums in registers. T rows are split evenly: 7 are 4 + 3, not 6 + 1.
  *
- * Order of summation. It depends on the shapes alone: not on the tile, not on the level. A dot
- * product along a row (linear forward, RMSNorm, softmax) is four strided partial sums, s[i] over
+ * Order of summation. For doubles it depends on the shapes alone: not on the tile, not on the
+ * level. A dot along a row (linear forward, RMSNorm, softmax) is four strided partial sums, s[i] over
  * the entries i, i + 4, ..., then (s[0] + s[1]) + (s[2] + s[3]). All other sums are in the order
- * of the index. Nothing is fused, so all levels give the same bits.
+ * of the index. Nothing is fused, so all levels give the same bits. Floats are summed in as many
+ * lanes as there are, with fused operations, so that their bits are those of one level.
+ *
+ * Precision of floats. A loss is of the size of a few logits, and the gradient of all comes from its
+ * mean: the sum of exponentials is rounded by 1e-7 at most for each, but log, difference and mean
+ * are computed in double. The squares of a norm are added up in 4 to 16 lanes and these in double:
+ * all terms are positive, so the error is below that of n / lanes additions. What Adam multiplies
+ * with comes from bias corrections that begin as 1 - beta ^ t: these are computed in double by the
+ * caller, and so is 1 - beta.
  *
  * Attention has the heads in the lanes: q, k and v are copied to (group of 4 heads, row, element,
  * head), where a score, a softmax and a gradient are plain vector operations for 4 heads, only
  * the keys that a row sees are touched, and no sum runs across lanes. Where rows see many keys,
- * four rows are computed together, to load each key once for them.
+ * four rows are computed together, to load each key once for them. A register of 8 or 16 floats has
+ * 2 or 4 places for 4 heads: adjacent elements of a key, or adjacent keys of a row of weights.
  *
- * Levels. This file is compiled as it is for the baseline (SSE2 on x86-64) and once more each by
- * _kernels_avx2.c and _kernels_avx512.c. Every kernel is static; exported are the table at the end
- * and the choice among the tables at run time. */
+ * Levels and types. This file is compiled as it is for doubles and the baseline (SSE2 on x86-64), once
+ * more each by _kernels_avx2.c and _kernels_avx512.c, and for floats, at each level, by the
+ * _kernels32 files. Every kernel is static; exported is the table at the end, among which _levels.c
+ * chooses at run time. */
 #if !defined(MICROGPT_REAL)
 #define MICROGPT_REAL 64
 #endif
@@ -53,6 +64,7 @@
 
 enum { PLACES = VEC / 4 }; /* of four heads in a vec */
 
+/* What is below LARGE, or divided by what is above SMALL, is no error; TINY: see adam. */
 #if MICROGPT_REAL == 32
 static const real LARGE = 1e38f, SMALL = 1e-30f, TINY = 0x1p-100f;
 #define ROOT sqrtf
@@ -620,7 +632,8 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
  * A moment whose gradient stays 0 falls below 1e-308 after some 4,000 steps; as a subnormal number
  * it would cost ten times as much, for ever. To add 1e-270 and to subtract it again rounds it to 0
  * in time, and leaves what is above 1e-254 as it is; the root is then never that of 0 either,
- * which makes no difference beside an eps above 1e-119.
+ * which makes no difference beside an eps above 1e-119. For floats it is 2^-100, and leaves what is
+ * above 1e-23 as it is.
  *
  * The divider bounds the loop: one square root and one division per parameter. Where there are
  * fused operations, every other root comes from the multipliers, so that both are busy. */
