@@ -727,7 +727,7 @@ cdef class Matrix:
         cdef Block* block = block_of(self.node)
         cdef Py_ssize_t first
         if block.op == VIEW:
-            first = (block.data - block_of(block.inputs[0]).data) // block.cols
+            first = first_entry(block) // block.cols
             return f"[{first}:{first + block.rows}]"
         return "" if is_leaf(block) else NAMES[block.op]
 
@@ -746,7 +746,7 @@ cdef class Matrix:
             if node.kind != BLOCK:
                 inputs.append(value_of(node))
             elif block_of(node).op == CONSTANT:
-                inputs.append(block_of(node).data[0])
+                inputs.append(number_at(block_of(node), 0))
             else:
                 inputs.append(matrix_of(node))
             i += 1
@@ -768,17 +768,17 @@ cdef class Matrix:
     def _rms(self):
         """Return the root mean squares of the numbers and of the gradients."""
         numbers_are_read()
+        cdef Block* block = block_of(self.node)
         cdef Block* owner = owner_of(self.node)
-        cdef double* numbers = block_of(self.node).data
-        cdef double* grads = NULL
-        cdef Py_ssize_t i, n = size_of(self.node)
-        cdef double data = 0.0, grad = 0.0
-        if owner.grad is not NULL and not owner.grad_is_zero:
-            grads = owner.grad + (numbers - owner.data)
+        cdef Py_ssize_t i, n = size_of(self.node), first = first_entry(block) if block.op == VIEW else 0
+        cdef double x, data = 0.0, grad = 0.0
+        cdef bint has_grad = owner.grad is not NULL and not owner.grad_is_zero
         for i in range(n):
-            data += numbers[i] * numbers[i]
-            if grads is not NULL:
-                grad += grads[i] * grads[i]
+            x = number_at(block, i)
+            data += x * x
+            if has_grad:
+                x = get_number(owner.grad, owner.dtype, first + i)
+                grad += x * x
         return sqrt(data / n), sqrt(grad / n)
 
     def __repr__(self):

@@ -305,6 +305,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+CHOICES = {"--unit": UNITS, "--dtype": ("float64", "float32")}
+
+
 def _add(
     group: argparse._ActionsContainer, flag: str, kind: Any, default: Any, metavar: Any, help: str
 ) -> None:
@@ -314,7 +317,7 @@ def _add(
     if kind is list:
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=help)
         return
-    choices = {"--unit": UNITS, "--dtype": ("float64", "float32")}.get(flag) if kind is str else None
+    choices = CHOICES.get(flag) if kind is str else None  # a sweep takes several
     if default in (TrainConfig, Config):
         shown = getattr(default, name_of(flag))
         help = help if shown is None else f"{help} (default: {shown})"
