@@ -436,7 +436,7 @@ class Matrix:
 
     def __truediv__(self, other: Matrix | float) -> Matrix:
         if not isinstance(other, (Matrix, Value)) and checks.is_number(other):
-            return self * checks.power(float(other), -1.0)
+            return self * checks.power(_number(other, self._dtype), -1.0)
         return _elementwise(operator.truediv, "/", self, other)
 
     def __rtruediv__(self, other: float) -> Matrix:
