@@ -209,8 +209,8 @@ def test_a_command_of_the_pages_runs(command, models, tmp_path, monkeypatch, cap
     if microgpt.BACKEND == "python":
         split = data._documents
         monkeypatch.setattr(data, "_documents", lambda *text: split(*text)[:200])
-        names = microgpt.load_documents()[:200]
-        monkeypatch.setattr("microgpt.cli._demo", lambda: microgpt.prepare(names, steps=2))
+        few = microgpt.load_documents()[:200]
+        monkeypatch.setattr("microgpt.cli._demo", lambda: microgpt.prepare(few, steps=2))
     if slow and arguments[0] == "train" and not {"--help", "--resume"} & set(arguments):
         arguments += ["--steps", "2", "--samples", "2"]
         if microgpt.BACKEND == "python" and "--n-layer" in arguments:
