@@ -896,3 +896,19 @@ def test_the_numbers_are_the_recorded_ones(name, recorded, request):
 
 def test_the_graph_of_the_whole_loss_has_the_recorded_size(demo):
     assert demo[0]["graph_size"]["nodes"] == 43_256 and demo[0]["graph_size"]["leaves"] == 4_980
+
+
+def test_a_float32_model_is_computed_in_float64():
+    single = mg.train(DOCS, steps=STEPS, record=True, dtype="float32", **SIZES)
+    data = data_of(single, "Nina", seed=3)
+    assert data["meta"]["number_type"] == "float32" and "dtype" not in data["config"]
+    double = mg.prepare(DOCS, init=single, dtype="float64", **SIZES)
+    ids = double.encode("nina")
+    with mg.no_grad():
+        exact_logits = double.model.forward(ids[:-1]).tolist()
+        rounded = single.model.forward(ids[:-1]).tolist()
+    logits = data["texts"][0]["trace"]["logits"]
+    assert mg.trace(double, "nina")["logits"] == exact_logits
+    for ours, row, other in zip(logits, exact_logits, rounded, strict=True):
+        assert ours == row and ours != other
+        assert ours == pytest.approx(other, abs=1e-4)

@@ -35,6 +35,7 @@ from .passes import (
     encoded,
     folded,
     gradient,
+    in_float64,
     trace,
     unflattened,
 )
@@ -70,6 +71,8 @@ def contents(
 ) -> dict[str, Any]:
     """Return the data of a page; the arguments and errors are those of explain."""
     check_model(run)
+    number_type = run.model.config.dtype
+    run = in_float64(run)
     if seed is not None:
         seed = checks.integer(seed, "seed", -(2**64), 2**64)
     max_snapshots = checks.integer(max_snapshots, "max_snapshots", 0)
@@ -103,11 +106,12 @@ def contents(
             "sha256": None if path is None else hashlib.sha256(read(path)).hexdigest(),
             "command": command,
             "demo": demo,
-            "number_type": "float64",
+            "number_type": number_type,
             "tolerance": tolerance,
             "dropped": dropped,
         },
-        "config": vars(model.config) | {"num_params": model.num_params},
+        "config": {name: size for name, size in vars(model.config).items() if name != "dtype"}
+        | {"num_params": model.num_params},
         "vocab": {"chars": list(run.tokenizer.chars), "bos": run.tokenizer.bos},
         "training": vars(run.config)
         | {"step": run.adam.step, "tokens": run.tokens, "seconds": run.seconds}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from random import Random
 from typing import Any
 
+from ..adam import Adam
 from ..core import (
     Matrix,
     attention_weights,
@@ -146,13 +148,25 @@ def gradient(matrix: Matrix) -> Rows:
 
 
 def copied(model: GPT, numbers: Sequence[float] | None = None) -> GPT:
-    """Return a model with the parameters of another, or with numbers, all one after another."""
-    copy = GPT(model.config, Random(0))
+    """Return a float64 model with the parameters of another, or with numbers, one after another."""
+    copy = GPT(replace(model.config, dtype="float64"), Random(0))
     if numbers is None:
         copy.load_state_dict(model.state_dict)
     else:
         copy.load_state_dict(unflattened(model, numbers))
     return copy
+
+
+def in_float64(run: Run) -> Run:
+    """Return the run, or one with the same numbers in float64, which a page computes in."""
+    if run.model.config.dtype == "float64":
+        return run
+    model, old = copied(run.model), run.adam
+    adam = Adam(model.parameters(), old.beta1, old.beta2, old.eps)
+    adam.step = old.step
+    for moment, numbers in zip(adam.m + adam.v, old.m + old.v, strict=True):
+        moment.load(numbers)
+    return replace(run, model=model, adam=adam)
 
 
 def unflattened(model: GPT, numbers: Sequence[float]) -> dict[str, Rows]:
