@@ -568,6 +568,11 @@ def test_attention_of_what_there_is_not_is_refused(run, arguments, error, words)
         draw_attention(run, *arguments)
 
 
+def test_attention_of_what_is_no_run_is_refused(run):
+    with pytest.raises(TypeError, match="draw_attention takes a run, .*, not GPT"):
+        draw_attention(run.model, "ava")
+
+
 def test_attention_of_any_alphabet(tmp_path):
     run = mg.prepare(["<&> \n", "名é"], n_embd=4, n_head=1, n_layer=1)
     labels = texts(draw_attention(run, "<&> \n名"))

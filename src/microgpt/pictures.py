@@ -24,7 +24,7 @@ from . import _checks as checks
 from .core import Matrix, Value, no_grad
 from .files import named, write_whole
 from .layout import layered, ranks_of
-from .training import Run
+from .training import Run, check_run
 
 Names = Mapping[Any, Any]
 
@@ -551,10 +551,11 @@ def draw_attention(
     add up to 1 in each row, and later tokens are hatched. BOS begins the text.
     layer, head: the only layer or head to draw, counted from 0; None: all.
 
-    Raises ValueError if the text has a character that the model does not know or is too long for
-    it, if there is no such layer or head, if the tables would be very large, or if the model, of a
-    class of one's own, puts no attention weights into its trace.
+    Raises TypeError if run is no Run, ValueError if the text has a character that the model does
+    not know or is too long for it, if there is no such layer or head, if the tables would be very
+    large, or if the model, of a class of one's own, puts no attention weights into its trace.
     """
+    check_run(run, "draw_attention")
     config = run.model.config
     layers = _chosen(layer, config.n_layer, "layer")
     heads = _chosen(head, config.n_head, "head")
