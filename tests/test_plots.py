@@ -1,6 +1,7 @@
-"""Curves of losses: what is drawn, from Python and by the command, and what is refused."""
+"""Plots of losses: what is drawn, from Python and by the command, and what is refused."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 
 import microgpt as mg
 from microgpt.cli import run_command
+from microgpt.ranking import Sweep
+from microgpt.trials import DEFAULTS, Result
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Matplotlib's own dependencies
@@ -121,8 +124,9 @@ def test_any_name_is_drawn(name, tmp_path):
     assert len(labels(figure)) == 2
 
 
-def test_a_notebook_shows_the_figure():
-    assert mg.plot_losses(a_run())._repr_png_().startswith(b"\x89PNG")
+def test_a_notebook_shows_the_figures():
+    for figure in (mg.plot_losses(a_run()), mg.plot_sweep(Sweep([result(1, 2.0)]))):
+        assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_the_error_names_the_extra():
@@ -131,16 +135,62 @@ def test_without_matplotlib_the_error_names_the_extra():
         "import microgpt as mg\n"
         "from microgpt import *\n"
         "try: mg.plot_losses(mg.train(['ab'], steps=1))\n"
+        "except ImportError as error: print(error)\n"
+        "from microgpt.ranking import Sweep\n"
+        "try: mg.plot_sweep(Sweep([]))\n"
         "except ImportError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.endswith("or microgpt with its extra [plot]\n"), done.stderr
+    assert done.stdout.count("or microgpt with its extra [plot]\n") == 2, done.stderr
 
 
 def test_matplotlib_is_imported_when_something_is_drawn():
     code = "import sys, microgpt.cli, microgpt.plots; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+# The losses of a sweep.
+
+
+def result(seed, val_loss, **settings):
+    error = "boom" if val_loss is None else ""
+    return Result({**DEFAULTS, "seed": seed, **settings}, f"{seed}", "", val_loss, val_loss, error)
+
+
+def test_a_sweep_has_a_panel_for_each_setting_that_varies():
+    both = [result(s, 2.0 + x + n / 100, lr=x, n_embd=n) for x in (0.01, 0.1) for n in (8, 16)
+            for s in (1, 2, 3)]  # fmt: skip
+    figure = mg.plot_sweep(Sweep([*both, result(1, None, lr=0.5)]))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["lr", "n_embd"]
+    assert figure.get_suptitle() == "13 trials, 1 failed"
+    points, means, best = figure.axes[0].lines
+    assert len(points.get_xdata()) == 12
+    assert list(means.get_ydata()) == pytest.approx([2.13, 2.22])
+    assert list(best.get_ydata()) == pytest.approx([2.09])
+
+
+def test_two_trials_of_each_value_have_a_mean_and_single_ones_have_none():
+    twice = [result(s, x + s, lr=x) for x in (0.1, 0.2) for s in (1, 2)]
+    _, means, _ = mg.plot_sweep(Sweep(twice)).axes[0].lines
+    assert list(means.get_ydata()) == pytest.approx([1.6, 1.7])
+    assert len(mg.plot_sweep(Sweep(twice[::2])).axes[0].lines) == 2
+
+
+@pytest.mark.parametrize("results", [
+    [], [result(1, 2.0)], [result(1, None), result(2, None)],
+    [result(i, 2.0, unit=str(i)) for i in range(3)], [result(i, 10.0**i, lr=i) for i in range(3)],
+], ids=["none", "one", "failed", "words", "zero"])  # fmt: skip
+def test_any_sweep_is_drawn(results):
+    figure = mg.plot_sweep(Sweep(results))
+    assert figure._repr_png_() and len(figure.axes) == 1
+    assert figure.get_suptitle().startswith("1 trial" if len(results) == 1 else f"{len(results)} ")
+
+
+@pytest.mark.parametrize("value", [None, [], "runs"])
+def test_what_is_no_sweep_is_refused(value):
+    with pytest.raises(TypeError, match="plot_sweep takes what sweep returns, not"):
+        mg.plot_sweep(value)
 
 
 # The validation losses of a run.
@@ -236,3 +286,41 @@ def test_plot_needs_matplotlib(folder, capsys, monkeypatch):
     assert run_command(["plot", "one.safetensors", "--out", "x.png"]) == 1
     assert "pip install matplotlib, or microgpt with its extra [plot]" in capsys.readouterr().err
     assert not (folder / "x.png").exists()
+
+
+def test_a_sweep_with_a_plot_needs_matplotlib_before_it_trains(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run_command(["sweep", "--data", "names.txt", "--plot", "x.png"]) == 1
+    assert "pip install matplotlib, or microgpt with its extra [plot]" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["x.PNG", "x.svg", "x.pdf"])
+def test_a_sweep_is_drawn_under_the_name_that_was_given(name, folder, capsys):
+    sizes = ["--n-embd", "4", "--n-head", "1", "--steps", "2", "--jobs", "1"]
+    assert run_command(["sweep", "--data", "names.txt", *sizes, "--plot", name]) == 0
+    assert (folder / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["png", "x.tif", ".png", "x"])
+def test_a_name_of_no_plot_is_refused_before_the_sweep(name, folder, capsys):
+    assert run_command(["sweep", "--data", "names.txt", "--plot", name]) == 2
+    assert f"--plot must end with .png, .svg or .pdf, not {name}" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_a_plot_that_cannot_be_written_costs_neither_the_table_nor_the_old_one(
+    folder, capsys, monkeypatch
+):
+    (folder / "x.png").write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr("microgpt.sweeps.Folder.write", lambda *_: None)
+    sizes = ["--n-embd", "4", "--n-head", "1", "--steps", "2", "--jobs", "1"]
+    assert run_command(["sweep", "--data", "names.txt", *sizes, "--plot", "x.png"]) == 1
+    out, err = capsys.readouterr()
+    assert "rank  val loss" in out and "x.png: No space left on device" in err
+    assert (folder / "x.png").read_bytes() == b"old"

@@ -46,12 +46,11 @@ _MODULES = {
     "adam": ("Adam", "linear_decay"),
     "sampling": ("generate", "sample"),
     "pictures": ("Picture", "draw", "draw_attention", "to_dot"),
-    "plots": ("plot_losses",),
+    "plots": ("plot_losses", "plot_sweep"),
     "evaluate": ("Score", "bigram_loss", "mean_loss", "score", "uniform_loss"),
     "checkpoint": ("load", "save"),
     "grid": ("LogUniform",),
     "ranking": ("Sweep",),
-    "sweep_plot": ("plot_sweep",),
     "sweeps": ("sweep",),
     "trials": ("WorkerError",),
     "explainer": ("Report", "explain", "trace"),
@@ -74,7 +73,6 @@ if TYPE_CHECKING:
     from .plots import *  # noqa: F403
     from .ranking import *  # noqa: F403
     from .sampling import *  # noqa: F403
-    from .sweep_plot import *  # noqa: F403
     from .sweeps import *  # noqa: F403
     from .tokenizer import *  # noqa: F403
     from .training import *  # noqa: F403

@@ -35,12 +35,12 @@ from .data import (
     windows,
 )
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
-from .files import named, one_line, printable, reason, try_writing, write_whole
+from .files import one_line, printable, reason
 from .grid import plan
 from .model import Config
 from .options import EXPLAIN, WRONG_INPUT, flag_of, given, name_of, parse
 from .outputs import Outputs, RunKept
-from .plots import plot_losses
+from .plots import check_plot, plot_losses, plot_sweep, save_plot
 from .progress import Progress, someone_looks
 from .record import Record
 from .sampling import generate
@@ -84,6 +84,8 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         return _fail(FAILED, str(error), f"; the run was saved as {printable(error.place)}")
     except (FloatingPointError, OSError) as error:
         return _fail(FAILED, reason(error))
+    except ImportError as error:  # an extra is not installed
+        return _fail(FAILED, str(error))
     except MemoryError as error:
         return _fail(FAILED, str(error) or "not enough memory")
     except Exception as error:
@@ -355,7 +357,6 @@ def _sample(options: Namespace) -> int:
 def _sweep(options: Namespace) -> int:
     # Processes and their pools would take a quarter of the time in which other commands start.
     from .executors import cluster
-    from .sweep_plot import check_plot, plot_sweep
     from .sweeps import Folder, run_trials
 
     with ExitStack() as stack:
@@ -364,7 +365,7 @@ def _sweep(options: Namespace) -> int:
             docs = load_documents(options.data, grid.get("unit", "line"))
             planned = plan(grid, checksum(docs), options.trials, options.draw_seed)
             if options.plot is not None:
-                check_plot(options.plot)
+                check_plot(options.plot, "--plot")
             folder = stack.enter_context(Folder(options.out))
             executor, jobs = None, options.jobs
             if options.scheduler is not None:
@@ -380,9 +381,9 @@ def _sweep(options: Namespace) -> int:
                 _say(line)
         bar = someone_looks()
         found = run_trials(planned, docs, folder, executor, jobs, bar, lines=True)
+    print(found.to_json() if options.json else found, flush=True)
     if options.plot is not None:
-        plot_sweep(found).savefig(options.plot)
-    print(found.to_json() if options.json else found)
+        save_plot(plot_sweep(found), options.plot)
     if found.best is None:
         return _fail(FAILED, "all trials failed")
     if not options.json:
@@ -482,10 +483,7 @@ def _plot(options: Namespace) -> int:
         out = options.out
         if out is None:
             raise ValueError("plot needs --out FILE")
-        kind = Path(out).suffix.lower()[1:]
-        if kind not in ("png", "svg", "pdf"):
-            raise ValueError(f"--out must end with .png, .svg or .pdf, not {printable(out)}")
-        try_writing(out)
+        check_plot(out, "--out")
         runs = {path: load(path) for path in options.models}
         if os.path.exists(out) and any(os.path.samefile(out, path) for path in runs):
             raise ValueError(f"--out {printable(out)} would overwrite a model")
@@ -494,15 +492,9 @@ def _plot(options: Namespace) -> int:
             runs[path] = _with_documents_if_there(run, path, options.data, without)
     stems = Counter(Path(path).stem for path in runs)
     names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
-    try:
-        with _user_input():
-            figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
-    except ImportError as error:
-        return _fail(FAILED, str(error))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind)
-    with named(out):
-        write_whole(out, [buffer.getvalue()])
+    with _user_input():
+        figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
+    save_plot(figure, out)
     print(f"{printable(out)}: the losses of {len(runs)} run{'s' * (len(runs) != 1)}")
     return DONE
 

@@ -98,13 +98,15 @@ def _spawning() -> Iterator[None]:
 def cluster(address: str) -> Iterator[tuple[Executor, int]]:
     """Give an executor on the Dask cluster of a scheduler, and the number of its threads.
 
-    Raises ValueError if Dask is not installed or the address is none, WorkerError if no scheduler
-    answers there or it has no workers.
+    Raises ImportError if Dask is not installed, ValueError if the address is none, WorkerError if
+    no scheduler answers there or it has no workers.
     """
     try:
         distributed = import_module("distributed")
     except ImportError:
-        raise ValueError("--scheduler needs the extra dask: pip install distributed") from None
+        raise ImportError(
+            "--scheduler needs Dask: pip install distributed, or microgpt with its extra [dask]"
+        ) from None
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # we say what is lost
     where = one_line(address, 80)
     if not re.fullmatch(r"[a-z]+://\S+:\d+", address):

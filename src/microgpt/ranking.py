@@ -116,7 +116,8 @@ class Sweep:
     def __repr__(self) -> str:
         best = self.best
         found = "" if best is None else f", best val loss {best.val_loss:.4f}"
-        return f"Sweep({len(self.results)} trials, {len(self.failed)} failed{found})"
+        n = len(self.results)
+        return f"Sweep({n} trial{'s' * (n != 1)}, {len(self.failed)} failed{found})"
 
     def to_json(self) -> str:
         """Return all of it as one JSON object, with all digits."""
