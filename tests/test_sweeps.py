@@ -336,6 +336,17 @@ def test_an_executor_that_fails_ends_the_sweep(tmp_path):
         mg.sweep(DOCS, SMALL, closed, out=tmp_path)
 
 
+@pytest.mark.parametrize("executor", [2, "tcp://host:8786"])
+def test_what_is_no_executor_is_refused(executor, tmp_path):
+    with pytest.raises(TypeError, match=r"executor must be .*, not (int|str)"):
+        mg.sweep(DOCS, SMALL, executor, out=tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_is_sent_again_is_another():
+    assert trials.task_of([], DATA, "", None) != trials.task_of([], DATA, "", None)
+
+
 def test_a_worker_checks_what_it_is_sent():
     damaged = pickle.loads(trials.work(trials.task_of([], DATA, "", DOCS[1:])))
     assert damaged.refused.startswith("the data was damaged on its way")

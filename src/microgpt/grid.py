@@ -63,7 +63,8 @@ def plan(
 
     Raises ValueError if the grid has no value for a setting, a setting is unknown, one that all
     trials share has several values, a range is given where nothing is drawn, there are more than
-    100,000 trials or no trial is possible; TypeError if a value has the wrong type.
+    100,000 trials or no trial is possible; TypeError if grid is no dict or a value has the wrong
+    type.
     """
     values = _values(grid)
     seeds = values.pop("seed", [DEFAULTS["seed"]])
@@ -99,6 +100,8 @@ def plan(
 
 def _values(grid: Mapping[str, Any]) -> dict[str, Values]:
     """Return setting -> its values; those that all trials share come first."""
+    if not isinstance(grid, Mapping):
+        raise TypeError(f"grid must be a dict of settings to values, not a {type(grid).__name__}")
     for name in grid:
         if name not in DEFAULTS:
             close = get_close_matches(str(name), DEFAULTS, 1)
@@ -109,8 +112,10 @@ def _values(grid: Mapping[str, Any]) -> dict[str, Values]:
         if not isinstance(given, LogUniform):
             several = isinstance(given, Iterable) and not isinstance(given, str)
             given = list(islice(given, MAX_TRIALS + 1)) if several else [given]
-            if not 0 < len(given) <= MAX_TRIALS:
-                raise ValueError(f"{name} has {'more than ' * bool(given)}{len(given[1:])} values")
+            if not given:
+                raise ValueError(f"{name} has no value: give one or several")
+            if len(given) > MAX_TRIALS:
+                raise ValueError(f"{name} has more than {MAX_TRIALS} values")
         if name in SHARED and (isinstance(given, LogUniform) or len(given) > 1):
             raise ValueError(f"{name} is the same for every trial, so that they can be compared: "
                              "give one value")

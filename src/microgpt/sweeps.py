@@ -73,10 +73,15 @@ def sweep(
     progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
 
     A trial that fails is among the results, with its reason. Ctrl-C leaves whole files.
-    Raises what plan and prepare say of the grid and the documents; ValueError if another sweep is
-    at work in the folder; OSError if a file cannot be written; WorkerError, an OSError too, if the
-    executor cannot be used.
+    Raises what plan and prepare say of the grid and the documents; TypeError if executor is no
+    Executor; ValueError if another sweep is at work in the folder; OSError if a file cannot be
+    written; WorkerError, an OSError too, if the executor cannot be used.
     """
+    if not (executor is None or isinstance(executor, Executor)):
+        raise TypeError(
+            "executor must be a concurrent.futures.Executor (of a Dask Client: "
+            f"client.get_executor()), not {type(executor).__name__}"
+        )
     documents = checked_documents(docs)
     planned = plan(grid, checksum(documents), trials, draw_seed)
     bar = someone_looks() if progress is None else progress

@@ -163,10 +163,11 @@ def task_of(
     """Return a task: trials, each with the content of its file if it was begun.
 
     data, dataset: as in Run. documents: None if the worker is thought to have them.
+    No two tasks are equal: Dask takes equal calls for one, with one result, and one cancellation.
     """
     asked = [(trial.settings, start) for trial, start in trials]
     seconds = TASK_SECONDS, SLICE_SECONDS
-    return pickle.dumps((MADE_BY, data, dataset, documents, seconds, asked))
+    return pickle.dumps((MADE_BY, data, dataset, documents, seconds, asked, os.urandom(8)))
 
 
 @dataclass
@@ -191,7 +192,8 @@ class Reply:
 def work(task: bytes) -> bytes:
     """Do the trials of a task, as many as there is time for; return a pickled Reply."""
     start = perf_counter()
-    made_by, data, dataset, documents, (task_seconds, slice_seconds), asked = pickle.loads(task)
+    made_by, data, dataset, documents, seconds, asked, _ = pickle.loads(task)
+    task_seconds, slice_seconds = seconds
     reply = Reply(f"{platform.node()}:{os.getpid()}")
     try:
         if made_by != MADE_BY:
