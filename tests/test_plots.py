@@ -245,6 +245,22 @@ def test_plot_draws_saved_models(kind, start, folder, capsys):
     assert (folder / out).read_bytes().startswith(start)
 
 
+def test_trials_of_a_sweep_are_called_by_what_differs(folder, capsys, monkeypatch):
+    grid = {"n_embd": 4, "n_head": 1, "steps": 2, "lr": [0.01, 0.1], "seed": [1, 2]}
+    found = mg.sweep(mg.load_documents("names.txt"), grid, jobs=1)
+    figures = []
+    monkeypatch.setattr("microgpt.cli.save_plot", lambda figure, _: figures.append(figure))
+    paths = [result.path for result in found.results]
+    assert run_command(["plot", *paths, "one.safetensors", "--out", "x.png"]) == 0
+    expected = [f"lr {lr}, seed {seed}" for lr in (0.01, 0.1) for seed in (1, 2)]
+    assert labels(figures[0]) == [*expected, "one"]
+    (folder / "again").mkdir()
+    copy = folder / "again" / os.path.basename(paths[0])
+    copy.write_bytes((folder / paths[0]).read_bytes())
+    assert run_command(["plot", *paths[:2], "again/" + copy.name, "--out", "x.png"]) == 0
+    assert labels(figures[1]) == [paths[0], "seed 2", "again/" + copy.name]
+
+
 def test_plot_without_the_data_says_what_is_missing(folder, capsys):
     (folder / "names.txt").unlink()
     assert run_command(["plot", "one.safetensors", "--smooth", "2", "--out", "x.png"]) == 0

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -42,6 +43,7 @@ from .options import EXPLAIN, WRONG_INPUT, flag_of, given, name_of, parse
 from .outputs import Outputs, RunKept
 from .plots import check_plot, plot_losses, plot_sweep, save_plot
 from .progress import Progress, someone_looks
+from .ranking import in_words, varied
 from .record import Record
 from .sampling import generate
 from .training import (
@@ -490,13 +492,28 @@ def _plot(options: Namespace) -> int:
         for path, run in runs.items():
             without = "no line of the bigram table"
             runs[path] = _with_documents_if_there(run, path, options.data, without)
-    stems = Counter(Path(path).stem for path in runs)
-    names = {p: Path(p).stem if stems[Path(p).stem] == 1 else p for p in runs}
+    names = _names(runs)
     with _user_input():
         figure = plot_losses({names[path]: run for path, run in runs.items()}, options.smooth)
     save_plot(figure, out)
     print(f"{printable(out)}: the losses of {len(runs)} run{'s' * (len(runs) != 1)}")
     return DONE
+
+
+def _names(runs: Mapping[str, Run]) -> dict[str, str]:
+    """Return path -> what a legend calls the run: its file, or how a trial differs from others."""
+    names = {path: Path(path).stem for path in runs}
+    trials = {  # whose names are hashes, which say nothing to a reader
+        path: {**vars(runs[path].config), **vars(runs[path].model.config)}
+        for path, stem in names.items() if re.fullmatch("trial-[0-9a-f]{16}", stem)
+    }  # fmt: skip
+    differ = varied([*trials.values()])
+    if len({settings["seed"] for settings in trials.values()}) > 1:
+        differ.append("seed")
+    if differ:
+        names |= {path: in_words(settings, differ) for path, settings in trials.items()}
+    times = Counter(names.values())
+    return {path: name if times[name] == 1 else path for path, name in names.items()}
 
 
 def _explain(options: Namespace) -> int:

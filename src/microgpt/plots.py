@@ -175,7 +175,7 @@ def _content(figure: Figure, kind: str) -> bytes:
 
 def _label(name: str) -> str:
     """Return a name as a legend shows it: whole if it is short, and never as a formula."""
-    name = name if len(name) <= 40 else f"…{name[-39:]}"
+    name = name if len(name) <= 60 else f"…{name[-59:]}"
     return name.replace("$", r"\$").lstrip("_") or "-"  # Matplotlib hides what begins with _
 
 
