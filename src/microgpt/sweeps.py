@@ -175,8 +175,8 @@ class Folder:
             os.replace(path, f"{path}.damaged")
         self._names.discard(trial.file)
         print(
-            f"microgpt: {one_line(f'{printable(path)}: {why}')}: renamed to ....damaged, and done "
-            "again",
+            f"microgpt: {one_line(f'{printable(path)}: {why}')}: renamed to {trial.file}.damaged, "
+            "and done again",
             file=sys.stderr,
         )
 
