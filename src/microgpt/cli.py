@@ -529,10 +529,7 @@ def _explain(options: Namespace) -> int:
         if options.demo and options.data is not None:
             raise ValueError("--demo trains on the bundled names, not on --data")
         if options.out is not None:
-            try:
-                check_output(options.out)
-            except ImportError as error:
-                return _fail(FAILED, str(error))
+            check_output(options.out)
         run = _demo() if options.demo else load(options.model)
         if not options.demo:
             without = "the page does without the training data"
