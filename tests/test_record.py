@@ -254,7 +254,8 @@ BAD = {
         partial(with_entry, "record.snapshots", {"dtype": "F64", "shape": [3, 222]}),
         "record.snapshots is F64 of shape (3, 222)"),
     "parameters of float32": (
-        partial(with_entry, "wpe", {"dtype": "F32", "shape": [10, 4]}), "wpe is F32, not F64"),
+        partial(with_entry, "wpe", {"dtype": "F32", "shape": [10, 4]}),
+        "wpe is F32, its config asks for float64"),
     "losses of float32": (
         partial(with_entry, "losses", {"dtype": "F32", "shape": [6]}), "losses has shape (6,)"),
     "nan": (partial(with_number, "record.snapshots", math.nan), "not finite"),

@@ -415,12 +415,12 @@ def _check_tensors(reader: Reader, kinds: Mapping[str, tuple[str, tuple[int, int
              (("lacks", missing), ("has unknown", unknown)) if names]  # fmt: skip
     _require(not parts, f"it {' and '.join(parts)}")
     for name, (dtype, shape) in wanted.items():
+        _require(
+            reader.types[name] == _TYPES[dtype],
+            f"{name} is {reader.types[name]}, its config asks for {dtype}",
+        )
         found = reader.shapes[name]
         _require(
             found == shape,
             f"{name} has shape {shorten(found)}, its config asks for {shape}",
-        )
-        _require(
-            reader.types[name] == _TYPES[dtype],
-            f"{name} is {reader.types[name]}, its config asks for {dtype}",
         )
