@@ -190,7 +190,8 @@ class GPT:
         return state_dict
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {size}" for name, size in vars(self.config).items())
+        shown = [(name, x) for name, x in vars(self.config).items() if x != Config.dtype]
+        sizes = ", ".join(f"{name} {x}" for name, x in shown)
         return f"{type(self).__name__}({self.num_params:,} params, {sizes})"
 
     @property

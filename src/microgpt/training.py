@@ -431,7 +431,7 @@ def train(
         steps.
     progress: whether to draw a bar on stderr; None: on a terminal and in a notebook.
     settings: steps, lr, batch_size, seed, unit, val_fraction and val_seed, as in TrainConfig;
-        n_layer, n_embd, n_head and block_size, as in Config; init, model and record, as in
+        n_layer, n_embd, n_head, block_size and dtype, as in Config; init, model and record, as in
         prepare.
 
     Ctrl-C raises KeyboardInterrupt between two steps. The run is not lost: it is the `.run` of the
