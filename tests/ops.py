@@ -293,7 +293,8 @@ OPS = {
         lambda c, x, i, j: x[i][j], lambda x, i, j: x[i][j], [([(3, 2)], 2, 1)], a_row_and_a_column,
     ),
     "pack": Op(
-        lambda c, a, b: c.Matrix.pack([a[0], b[-1][::-1]]), lambda a, b: [a[0], b[-1][::-1]],
+        lambda c, a, b: c.Matrix.pack([a[0], b[-1][::-1]], a.dtype),
+        lambda a, b: [a[0], b[-1][::-1]],
         [([(2, 3), (4, 3)],)],
         two_blocks,
     ),
