@@ -1,6 +1,7 @@
 """Adam against the formulas of the paper, written out in floats."""
 
 import pytest
+from ops import AdamState, wave
 
 from microgpt import Adam, Matrix, linear_decay
 
@@ -38,3 +39,92 @@ def test_the_learning_rate_falls_in_a_straight_line():
     assert linear_decay(0.01, 0, 1000) == 0.01
     assert linear_decay(0.01, 500, 1000) == 0.005
     assert linear_decay(0.01, 999, 1000) == pytest.approx(1e-5)
+
+
+# What a weight's gradient may have to go through before Adam: each is a loss of x, w and its state.
+LOSSES = {
+    "one use": lambda c, x, w, s: c.linear(x, w),
+    "two uses": lambda c, x, w, s: c.linear(c.linear(x, w), w),
+    "both inputs of one op": lambda c, x, w, s: c.linear(w, w),
+    "the first input": lambda c, x, w, s: c.linear(w, x),
+    "tied with an embedding": lambda c, x, w, s: c.linear(c.embedding(w, [0, 2]), w),
+    "a view beside it": lambda c, x, w, s: c.linear(x, w) + w[3:4],
+    "a view alone": lambda c, x, w, s: c.linear(x, w[0:2]),
+    "an entry beside it": lambda c, x, w, s: c.Matrix.pack([[w[1][1] * w[0][2]] * 20], w.dtype)
+    + c.linear(x, w),
+    "its own moments": lambda c, x, w, s: c.linear(x, w) * c.linear(x, s.m[0]),
+    "not at all": lambda c, x, w, s: c.relu(x),
+    "a leaf as loss": lambda c, x, w, s: None,
+}
+
+
+def minimized(core, name, dtype, together, steps=3, n=20, prepare=lambda state: None):
+    """Return all numbers and gradients after some steps, taken by minimize or in two calls."""
+    x = core.Matrix.of(wave(5, n, 0.3), dtype)
+    w = core.Matrix.of(wave(n, n, 0.1), dtype)
+    state = AdamState([w], [core.Matrix(n, n, dtype)], [core.Matrix(n, n, dtype)])
+    prepare(state)
+    for _ in range(steps):
+        result = LOSSES[name](core, x, w, state)
+        loss = core.Value(1.0) if result is None else core.mean(result)
+        if together:
+            core.adam_minimize(loss, state, 0.01)
+        else:
+            loss.backward()
+            core.adam_update(state, 0.01)
+    assert state.step == steps
+    blocks = (x, *state.params, *state.m, *state.v)
+    return [repr(numbers.tolist()) for m in blocks for numbers in (m.data, m.grad)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_minimize_is_backward_and_update_to_the_bit(core, name, dtype):
+    assert minimized(core, name, dtype, True) == minimized(core, name, dtype, False)
+
+
+@pytest.mark.parametrize("what", ["element", "buffer", "backward"])
+def test_minimize_adds_to_the_gradients_that_a_weight_has(core, what):
+    def prepare(state):
+        (w,) = state.params
+        if what == "element":
+            w[1][2].grad = 2.5
+        elif what == "buffer":
+            state.seen = w.grad
+        else:
+            core.mean(core.linear(core.Matrix.of(wave(2, 20, 0.7)), w)).backward()
+
+    together = minimized(core, "one use", "float64", True, prepare=prepare)
+    assert together == minimized(core, "one use", "float64", False, prepare=prepare)
+    assert what == "buffer" or together != minimized(core, "one use", "float64", True)
+
+
+@pytest.mark.parametrize("twice", ["param", "moment", "state"])
+def test_minimize_takes_matrices_that_are_given_twice_in_their_order(core, twice):
+    def prepare(state):
+        w, m, v = state.params[0], state.m[0], state.v[0]
+        other = core.Matrix.of(wave(20, 20, 0.5))
+        state.params.append(w if twice == "param" else other)
+        state.m.append(core.Matrix(20, 20) if twice == "param" else m)
+        state.v.append(v if twice == "state" else core.Matrix(20, 20))
+
+    together = minimized(core, "one use", "float64", True, prepare=prepare)
+    assert together == minimized(core, "one use", "float64", False, prepare=prepare)
+
+
+def test_a_step_that_cannot_be_counted_changes_nothing(core):
+    class Refusing(AdamState):
+        def __setattr__(self, name, value):
+            if name == "step" and value:
+                raise KeyError("no step")
+            super().__setattr__(name, value)
+
+    w, x = core.Matrix.of(wave(4, 4, 0.1)), core.Matrix.of(wave(2, 4, 0.2))
+    state = Refusing([w], [core.Matrix(4, 4)], [core.Matrix(4, 4)])
+    with pytest.raises(KeyError):
+        core.adam_minimize(core.mean(core.linear(x, w)), state, 0.1)
+    assert w.tolist() == wave(4, 4, 0.1)
+    assert state.m[0].tolist() == state.v[0].tolist() == core.Matrix(4, 4).tolist()
+    state = AdamState([w], *[[core.Matrix(4, 4)] for _ in "mv"])
+    core.adam_minimize(core.mean(core.linear(x, w)), state, 0.1)
+    assert w.tolist() != wave(4, 4, 0.1)

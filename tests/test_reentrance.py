@@ -252,6 +252,41 @@ def test_an_update_waits_for_no_thread_and_mixes_with_none(compiled):
     assert all(row == matrix.tolist()[0] for matrix in (w, state.m[0]) for row in matrix.tolist())
 
 
+@pytest.mark.parametrize("reader", ["tolist", "load", "op", "mean", "replay"])
+def test_numbers_that_an_update_changes_are_not_read_meanwhile(compiled, reader):
+    """Of a step that lets other threads run, they see the numbers before or those after it."""
+    w = compiled.Matrix.of([[0.01] * 256] * 256)
+    x = compiled.Matrix.of([[1.0] * 256] * 256)
+    copy = compiled.Matrix(256, 256)
+    state = AdamState([w], [compiled.Matrix(256, 256)], [compiled.Matrix(256, 256)])
+    replay = compiled.Replay(lambda ids: compiled.embedding(w, ids))
+    means = []
+
+    def step():
+        compiled.adam_minimize(compiled.mean(compiled.linear(x, w)), state, 0.001)
+        return state.step > 40
+
+    def read():
+        if reader == "tolist":
+            numbers = w.tolist()
+        elif reader == "load":
+            copy.load(w)
+            numbers = copy.tolist()
+        elif reader == "op":
+            numbers = compiled.relu(w).tolist()
+        elif reader == "mean":
+            means.append(compiled.mean(w).data)
+            numbers = [[0.0]]
+        else:
+            numbers = replay(list(range(256)) * 4).tolist()
+        assert len({number for row in numbers for number in row}) == 1
+        return state.step > 40
+
+    errors = in_threads(step, read)
+    assert set(errors) <= {"another thread is computing a part of this graph"}
+    assert len(set(means)) <= state.step + 1
+
+
 # Anything in the middle of anything: a seeded campaign.
 
 CALLBACKS = int(os.environ.get("MICROGPT_CALLBACKS", "400"))  # of each kind, on each core

@@ -96,6 +96,9 @@ cdef extern from "_kernels.h" nogil:
         double (*mean_forward)(const void*, Index) noexcept nogil
         void (*mean_backward)(void*, int, double, Index) noexcept nogil
         void (*adam)(void*, const void*, void*, void*, const AdamRates*, Index) noexcept nogil
+        void (*linear_update)(
+            void*, void*, void*, void*, const void*, const void*, const AdamRates*, Index, Index,
+            Index) noexcept nogil
         Index (*linear_workspace_size)(Index, Index) noexcept nogil
         Index (*attention_workspace_size)(const Index*, Index, Index, Index, Index) noexcept nogil
     cdef enum:
@@ -546,7 +549,7 @@ cdef class Value:
         >>> a.grad, b.grad
         (4.0, 2.0)
         """
-        backward_from(self.node)
+        backward_from(self.node, None)
 
 
 cdef int adopt_children(Node* node, tuple children, tuple local_grads) except -1:
@@ -799,6 +802,7 @@ cdef class Matrix:
     def tolist(self):
         """Return the numbers as a list of lists of floats."""
         numbers_are_read()
+        require_whole(self.node)
         cdef Block* block = block_of(self.node)
         cdef Py_ssize_t i, j, cols = block.cols
         return [[number_at(block, i * cols + j) for j in range(cols)] for i in range(block.rows)]
@@ -817,6 +821,7 @@ cdef class Matrix:
         if isinstance(source, Matrix):
             if not alike(self, source):
                 refuse(checks.load_shapes, (shape_of(self), shape_of(source)))
+            require_whole((<Matrix>source).node)
             if tape is not NULL:
                 (<_Graph>tape).add_load(self.node, (<Matrix>source).node)
             numbers_change(self.node)
@@ -1061,6 +1066,13 @@ cdef Matrix record(Node* node):
     """Compute a new block from its inputs and link it to them; under no_grad make it a leaf."""
     cdef Block* block = block_of(node)
     cdef int i
+    try:
+        for i in range(block.n_inputs):
+            require_whole(block.inputs[i])
+    except:
+        block.n_inputs = 0  # not yet counted
+        disown(node)
+        raise
     if block_forward(node):
         refuse_numbers(node)
     if no_grad_depth and tape is NULL:
@@ -1314,6 +1326,7 @@ def cross_entropy(logits, targets):
 def mean(x):
     """Return the mean of all entries as one Value: x (T, n)."""
     cdef Matrix a = block_argument(x, "x")
+    require_whole(a.node)
     cdef double data = mean_of(a.node)
     result = one_child(MEAN, data, a.node, 0.0)
     if tape is not NULL and result.node.kind == MEAN:
@@ -1335,34 +1348,40 @@ cdef Node* node_of(object x) except NULL:
 
 
 @cython.final
-cdef class _Moments:
-    """The parameters of an Adam and their moments, checked."""
+cdef class _Update:
+    """One Adam step: what it changes, checked, and its rates."""
 
+    cdef object adam
+    cdef object step  # the number of the step
+    cdef AdamRates rates
     cdef tuple params, m, v  # not lists, which what sets the count could get hold of
-    cdef Node** nodes  # of a parameter, its m and its v, and so on
+    cdef Moments* all  # one for each parameter
     cdef Py_ssize_t n
 
-    def __cinit__(self, adam):
+    def __cinit__(self, adam, lr):
         cdef Py_ssize_t i
-        cdef Node** three
+        cdef Moments* one
+        self.adam = adam
         self.params, self.m, self.v = tuple(adam.params), tuple(adam.m), tuple(adam.v)
         self.n = len(self.params)
         if not len(self.m) == len(self.v) == self.n:
             self.refuse_shapes()
-        self.nodes = <Node**>allocate((3 * self.n + 1) * sizeof(Node*))
+        self.all = <Moments*>allocate((self.n + 1) * sizeof(Moments))
         for i in range(self.n):
-            three = self.nodes + 3 * i
-            three[0] = node_of(self.params[i])
-            three[1], three[2] = node_of(self.m[i]), node_of(self.v[i])
-            if not (same_shape(three[0], three[1]) and same_shape(three[0], three[2])):
+            one = self.all + i
+            one.p, one.m, one.v = node_of(self.params[i]), node_of(self.m[i]), node_of(self.v[i])
+            if not (same_shape(one.p, one.m) and same_shape(one.p, one.v)):
                 self.refuse_shapes()
-            if not (same_dtype(self.params[i], self.m[i]) and same_dtype(self.params[i], self.v[i])):
+            if not (block_of(one.p).dtype == block_of(one.m).dtype == block_of(one.v).dtype):
                 refuse(checks.dtypes,
                        ("adam_update", [dtype_of(x[i]) for x in (self.params, self.m, self.v)]))
-            need_grad(three[0])
+            one.rates = &self.rates
+            one.is_done = False
+            need_grad(one.p)
+        self.set_rates(lr)
 
     def __dealloc__(self):
-        PyMem_RawFree(self.nodes)
+        PyMem_RawFree(self.all)
 
     cdef int refuse_shapes(self) except -1:
         shapes = [[], [], []]
@@ -1372,52 +1391,90 @@ cdef class _Moments:
                 found.append(shape_of(x))
         return refuse(checks.adam_shapes, tuple(shapes))
 
-    cdef int require_unused(self) except -1:
-        """Raise RuntimeError if a thread computes with a block that is about to change."""
-        cdef Py_ssize_t i
-        for i in range(3 * self.n):
-            require_unused(self.nodes[i])
+    cdef int set_rates(self, object lr) except -1:
+        cdef AdamRates* rates = &self.rates
+        cdef double correction1, correction2
+        step, beta1, beta2 = self.adam.step, self.adam.beta1, self.adam.beta2
+        eps = self.adam.eps
+        if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
+                and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
+                and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
+                and eps > 0.0):  # else nothing is left to check
+            step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
+        self.step = step + 1
+        rates.beta1, rates.beta2 = beta1, beta2
+        correction1 = 1.0 - pow(rates.beta1, <double>self.step)
+        correction2 = 1.0 - pow(rates.beta2, <double>self.step)
+        # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
+        rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
+        rates.eps_hat = <double>eps * sqrt(correction2)
         return 0
 
+    cdef int begin(self, Traversal* walk) except -1:
+        """Count the step; after this nothing fails. walk: the sorted graph of the loss, or NULL."""
+        cdef Py_ssize_t i
+        self.adam.step = self.step  # first: if it is refused, nothing has changed
+        try:
+            for i in range(self.n):
+                require_unused(self.all[i].p)
+                require_unused(self.all[i].m)
+                require_unused(self.all[i].v)
+            if walk is not NULL:
+                refuse_later_changes(walk)
+        except:
+            self.adam.step = self.step - 1
+            raise
+        if walk is not NULL:
+            self.claim(walk)
+        return 0
 
-cdef object next_step(object adam, object lr, AdamRates* rates):
-    """Return the number of the step to take, and set its rates."""
-    cdef double correction1, correction2
-    step, beta1, beta2, eps = adam.step, adam.beta1, adam.beta2, adam.eps
-    if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
-            and PyFloat_CheckExact(beta2) and PyFloat_CheckExact(eps)
-            and 0 <= step < PY_SSIZE_T_MAX and 0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0
-            and eps > 0.0):  # else nothing is left to check
-        step, lr, beta1, beta2, eps = checks.adam_rates(step, lr, beta1, beta2, eps)
-    step = step + 1
-    rates.beta1, rates.beta2 = beta1, beta2
-    correction1 = 1.0 - pow(rates.beta1, <double>step)
-    correction2 = 1.0 - pow(rates.beta2, <double>step)
-    # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
-    rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
-    rates.eps_hat = <double>eps * sqrt(correction2)
-    return step
+    cdef void claim(self, Traversal* walk) noexcept:
+        """Leave the parameters that one op of the graph uses to their gradients (block_backward)."""
+        cdef Py_ssize_t i
+        cdef Block* p
+        cdef Block* m
+        cdef Block* v
+        for i in range(self.n):
+            p, m, v = block_of(self.all[i].p), block_of(self.all[i].m), block_of(self.all[i].v)
+            if not (p.op == m.op == v.op == NONE) or p.update or m.update or v.update or m is v:
+                self.withdraw()  # the order of the updates would matter
+                return
+            if self.all[i].m.mark or self.all[i].v.mark:  # the graph needs their numbers
+                continue
+            if self.all[i].p.mark == walk.number and p.uses == 1 and not p.grad_is_seen:
+                p.update = m.update = v.update = self.all + i
 
+    cdef void withdraw(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            block_of(self.all[i].p).update = NULL
+            block_of(self.all[i].m).update = NULL
+            block_of(self.all[i].v).update = NULL
 
-cdef int take_step(object adam, object step, _Moments moments, const AdamRates* rates) except -1:
-    """Count a step and update the parameters."""
-    cdef Py_ssize_t i
-    cdef Node** nodes = moments.nodes
-    cdef Block* p
-    adam.step = step  # first: if it is refused, nothing has changed
-    try:
-        moments.require_unused()
-    except:
-        adam.step = step - 1
-        raise
-    for i in range(moments.n):  # without Python, so no other thread runs
-        p = block_of(nodes[3 * i])
-        kernels[p.dtype].adam(p.data, gradient(p), block_of(nodes[3 * i + 1]).data,
-                              block_of(nodes[3 * i + 2]).data, rates, size_of(nodes[3 * i]))
-        clear_grad(p)
-    for i in range(3 * moments.n):
-        numbers_change(nodes[i])
-    return 0
+    cdef void hold_moments(self, int change) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            owner_of(self.all[i].m).in_use += change
+            owner_of(self.all[i].v).in_use += change
+
+    cdef void finish(self) noexcept:
+        """Update the parameters that are left. Without Python, so no other thread runs."""
+        global n_changes
+        cdef Py_ssize_t i
+        cdef Block* p
+        cdef Block* m
+        cdef Block* v
+        self.withdraw()
+        for i in range(self.n):
+            p, m, v = block_of(self.all[i].p), block_of(self.all[i].m), block_of(self.all[i].v)
+            if not self.all[i].is_done:
+                kernels[p.dtype].adam(p.data, gradient(p), m.data, v.data, &self.rates,
+                                      p.rows * p.cols)
+                clear_grad(p)
+            owner_of(self.all[i].p).version += 1
+            owner_of(self.all[i].m).version += 1
+            owner_of(self.all[i].v).version += 1
+        n_changes += 3 * self.n
 
 
 def adam_update(adam, lr):
@@ -1432,22 +1489,17 @@ def adam_update(adam, lr):
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    cdef AdamRates rates
-    cdef _Moments moments = _Moments.__new__(_Moments, adam)
-    step = next_step(adam, lr, &rates)
+    cdef _Update update = _Update.__new__(_Update, adam, lr)
     numbers_are_read()  # a replay would not run it
-    take_step(adam, step, moments, &rates)
+    update.begin(NULL)
+    update.finish()
 
 
 def adam_minimize(loss, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
-    cdef AdamRates rates
     if not isinstance(loss, Value):
         refuse(checks.instance, (loss, "loss", Value))
-    cdef _Moments moments = _Moments.__new__(_Moments, adam)
-    step = next_step(adam, lr, &rates)
-    backward_from((<Value>loss).node)
-    take_step(adam, step, moments, &rates)
+    backward_from((<Value>loss).node, _Update.__new__(_Update, adam, lr))
 
 
 class no_grad(ContextDecorator):

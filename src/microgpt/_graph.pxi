@@ -202,7 +202,12 @@ cdef void block_backward(Node* node) noexcept nogil:
             0 if b is NULL else b.rows)
     elif y.op == LINEAR:
         of_type.linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
-        of_type.linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
+        if b.update is not NULL and b.grad_is_zero:  # nothing else needs b or its gradient
+            of_type.linear_update(b.data, block_of(b.update.m).data, block_of(b.update.v).data,
+                                  b.grad, dy, a.data, b.update.rates, y.rows, a.cols, y.cols)
+            b.update.is_done = True
+        else:
+            of_type.linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
         of_type.rmsnorm_backward(a.grad, is_first(a), dy, a.data, y.saved, y.rows, y.cols)
     elif y.op == MATRIX_RELU:
@@ -240,6 +245,16 @@ cdef void hold(Node* node, int change) noexcept:
             touched_by(node, i).in_use += change
 
 
+cdef int n_updates_beside = 0  # that run without the GIL
+
+
+cdef inline int require_whole(Node* node) except -1:
+    """Raise RuntimeError if a thread that does not hold the GIL is changing a block's numbers."""
+    if n_updates_beside and owner_of(node).update is not NULL:
+        raise RuntimeError(BUSY)
+    return 0
+
+
 cdef int require_unused(Node* node) except -1:
     """Raise RuntimeError if a block is being worked on by a thread that does not hold the GIL."""
     if owner_of(node).in_use > 0:
@@ -261,6 +276,7 @@ cdef struct Traversal:  # one backward
     Py_ssize_t n
     Py_ssize_t capacity
     Py_ssize_t entries  # of all blocks in the graph
+    uint64_t changes  # n_changes before
     bint has_scalar_leaves
 
 
@@ -283,22 +299,32 @@ cdef uint16_t take_number() except 0:
     raise RuntimeError(f"more than {MAX_TRAVERSALS} threads are in backward")
 
 
-cdef int start_traversal(Node* root, Traversal* walk) except -1:
-    """Sort the graph below root and mark its nodes."""
-    cdef Py_ssize_t i
-    cdef uint64_t changes = n_changes
+cdef int start_traversal(Node* root, Traversal* walk, _Update update) except -1:
+    """Sort the graph below root, mark its nodes and begin the update, if there is one."""
     memset(walk, 0, sizeof(Traversal))
+    walk.changes = n_changes
     walk.number = take_number()
     try:
         sort(root, walk)
-        if n_changes != changes:  # by what handled a signal, after it was looked at
-            for i in range(walk.n):
-                if walk.topo[i].kind == BLOCK:
-                    refuse_changed_numbers(walk.topo[i])
+        if update is None:
+            refuse_later_changes(walk)
+        else:
+            update.begin(walk)
     except:
         end_traversal(walk)
         free_array(walk.topo, walk.capacity, sizeof(Node*))
         raise
+    return 0
+
+
+cdef int refuse_later_changes(Traversal* walk) except -1:
+    """Look at the numbers again, if any changed after they were looked at: by a signal's handler,
+    or by what counts the steps of an update."""
+    cdef Py_ssize_t i
+    if n_changes != walk.changes:
+        for i in range(walk.n):
+            if walk.topo[i].kind == BLOCK:
+                refuse_changed_numbers(walk.topo[i])
     return 0
 
 
@@ -313,39 +339,53 @@ cdef void end_traversal(Traversal* walk) noexcept:
     free_array(walk.stack, walk.stack_capacity, sizeof(Frame))
 
 
-cdef int backward_from(Node* root) except -1:
-    """Run backward; keep the root meanwhile, whatever happens to its handle."""
+cdef int backward_from(Node* root, _Update update) except -1:
+    """Run backward, and the update, if there is one, in one go."""
     numbers_are_read()  # a replay would not run it
-    retain(root)
+    retain(root)  # whatever happens to its handle
     try:
-        return backward_below(root)
+        return backward_below(root, update)
     finally:
         release(root)
 
 
-cdef int backward_below(Node* root) except -1:
+cdef int backward_below(Node* root, _Update update) except -1:
+    global n_updates_beside
     cdef Traversal walk
     cdef Py_ssize_t i
-    if root.kind == LEAF:
-        root.grad = 1.0
+    if root.kind == LEAF or (root.kind == ELEMENT and block_of(root.left).op == NONE):
+        if root.kind == ELEMENT:
+            require_unused(root.left)
+            need_grad(root.left)
+        if update is not None:
+            update.begin(NULL)
+        if root.kind == LEAF:
+            root.grad = 1.0
+        else:
+            set_gradient_at(block_of(root.left), <Py_ssize_t>root.right, 1.0)
+        if update is not None:
+            update.finish()
         return 0
-    if root.kind == ELEMENT and block_of(root.left).op == NONE:
-        require_unused(root.left)
-        need_grad(root.left)
-        set_gradient_at(block_of(root.left), <Py_ssize_t>root.right, 1.0)
-        return 0
-    start_traversal(root, &walk)
+    start_traversal(root, &walk, update)
     root.grad = 1.0
     if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves:
         for i in range(walk.n):
             hold(walk.topo[i], 1)
+        if update is not None:
+            update.hold_moments(1)
+            n_updates_beside += 1
         with nogil:
             sweep(&walk, walk.number)  # the marks stay: they keep other threads out
         for i in range(walk.n):
             hold(walk.topo[i], -1)
+        if update is not None:
+            update.hold_moments(-1)
+            n_updates_beside -= 1
     else:
         sweep(&walk, 0)
         walk.n = 0
+    if update is not None:
+        update.finish()
     end_traversal(&walk)
     free_array(walk.topo, walk.capacity, sizeof(Node*))
     return 0
@@ -393,6 +433,8 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
         walk.has_scalar_leaves = True
         return 0
     if node.mark == walk.number:
+        if node.kind == BLOCK:
+            block_of(node).uses += 1
         return 0
     if node.mark:
         raise RuntimeError(BUSY)
@@ -407,6 +449,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
     else:
         refuse_changed_numbers(node)
         need_grad(node)
+        block_of(node).uses = 1
         walk.entries += size_of(node)
         if block_of(node).op > VIEW:
             clear_grad(block_of(node))

@@ -86,6 +86,8 @@ enum { DOT_ROWS = 3, AXPY_ROWS = 6, AXPY_VECS = 2 };
 enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 #endif
 
+enum { UPDATE_ROWS = 16 };
+
 /* From as many rows on a linear works with panels of its weights, at the levels that do. */
 enum { LEAST_PANEL_ROWS = 3 };
 #if defined(MICROGPT_AVX512) || defined(LONG_VECS)
@@ -635,8 +637,8 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
  * which makes no difference beside an eps above 1e-119. For floats it is 2^-100, and leaves what is
  * above 1e-23 as it is.
  *
- * The divider bounds the loop: one square root and one division per parameter. Where there are
- * fused operations, every other root comes from the multipliers, so that both are busy. */
+ * The divider bounds the loop: one square root and one division per parameter. With AVX-512 three of
+ * four roots come from the multipliers, so that both are busy. */
 #if MICROGPT_REAL == 32 && defined(LONG_VECS)
 
 INLINE void adam_vec(real *p, const real *dp, real *m, real *v, vec lr_hat, vec beta1, vec rest1,
@@ -669,34 +671,45 @@ static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m, re
 
 #elif defined(MICROGPT_AVX512)
 
-INLINE void adam_wide(const int by_instruction, real *p, const real *dp, real *m, real *v,
+/* Up to 4 wide vectors; n numbers. */
+INLINE void adam_tile(const int vecs, real *p, const real *dp, real *m, real *v,
                       const AdamRates *rates, Index n)
 {
-    wide g = wide_at_first(dp, n), tiny = wide_all(TINY);
-    wide mean = wide_plus_product(wide_times(wide_all(rates->beta1), wide_at_first(m, n)),
-                                  wide_all(1.0 - rates->beta1), g);
-    wide square = wide_plus_product(wide_times(wide_all(rates->beta2), wide_at_first(v, n)),
-                                    wide_all(1.0 - rates->beta2), wide_times(g, g));
-    mean = wide_subtract(wide_add(mean, tiny), tiny);
-    square = wide_add(square, tiny);
-    wide_put_first(m, mean, n);
-    wide_put_first(v, wide_subtract(square, tiny), n);
-    wide root = by_instruction ? wide_root(square) : wide_root_by_products(square);
-    wide change = wide_divide(wide_times(wide_all(rates->lr_hat), mean),
-                              wide_add(root, wide_all(rates->eps_hat)));
-    wide_put_first(p, wide_subtract(wide_at_first(p, n), change), n);
+    wide mean[4], square[4], root[4], tiny = wide_all(TINY);
+    for (int i = 0; i < vecs; i++) {
+        wide g = wide_at_first(dp + i * WIDE, n - i * WIDE);
+        mean[i] = wide_plus_product(
+            wide_times(wide_all(rates->beta1), wide_at_first(m + i * WIDE, n - i * WIDE)),
+            wide_all(1.0 - rates->beta1), g);
+        square[i] = wide_plus_product(
+            wide_times(wide_all(rates->beta2), wide_at_first(v + i * WIDE, n - i * WIDE)),
+            wide_all(1.0 - rates->beta2), wide_times(g, g));
+        mean[i] = wide_subtract(wide_add(mean[i], tiny), tiny);
+        square[i] = wide_add(square[i], tiny);
+        wide_put_first(m + i * WIDE, mean[i], n - i * WIDE);
+        wide_put_first(v + i * WIDE, wide_subtract(square[i], tiny), n - i * WIDE);
+    }
+    if (vecs == 4)
+        wide_roots(root, square);
+    else
+        root[0] = wide_root(square[0]);
+    for (int i = 0; i < vecs; i++) {
+        wide change = wide_divide(wide_times(wide_all(rates->lr_hat), mean[i]),
+                                  wide_add(root[i], wide_all(rates->eps_hat)));
+        wide_put_first(p + i * WIDE,
+                       wide_subtract(wide_at_first(p + i * WIDE, n - i * WIDE), change),
+                       n - i * WIDE);
+    }
 }
 
 static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,
                  real *RESTRICT v, const AdamRates *rates, Index size)
 {
     Index i = 0;
-    for (; i + 2 * WIDE <= size; i += 2 * WIDE) {
-        adam_wide(1, p + i, dp + i, m + i, v + i, rates, WIDE);
-        adam_wide(0, p + i + WIDE, dp + i + WIDE, m + i + WIDE, v + i + WIDE, rates, WIDE);
-    }
+    for (; i + 4 * WIDE <= size; i += 4 * WIDE)
+        adam_tile(4, p + i, dp + i, m + i, v + i, rates, 4 * WIDE);
     for (; i < size; i += WIDE)
-        adam_wide(1, p + i, dp + i, m + i, v + i, rates, size - i);
+        adam_tile(1, p + i, dp + i, m + i, v + i, rates, size - i);
 }
 
 #else
@@ -799,6 +812,21 @@ static void linear_backward_w(real *dw, int first, const real *dy, const real *x
     for (Index o = 0, rows; o < nout; o += rows) {
         rows = tile_rows(nout - o, AXPY_ROWS);
         axpy_rows_of(rows, dw + o * nin, first, dy + o, 1, nout, x, T, nin);
+    }
+}
+
+/* linear_backward_w and adam in turn for a few rows, while the caches hold them and their
+ * gradient. */
+static void linear_update(real *w, real *m, real *v, real *dw, const real *dy, const real *x,
+                          const AdamRates *rates, Index T, Index nin, Index nout)
+{
+    for (Index o = 0, rows; o < nout; o += rows, w += rows * nin, m += rows * nin, v += rows * nin) {
+        rows = tile_rows(nout - o, UPDATE_ROWS);
+        for (Index r = 0, some; r < rows; r += some) {
+            some = tile_rows(rows - r, AXPY_ROWS);
+            axpy_rows_of(some, dw + r * nin, 1, dy + o + r, 1, nout, x, T, nin);
+        }
+        adam(w, dw, m, v, rates, rows * nin);
     }
 }
 
@@ -1357,6 +1385,7 @@ const Kernels THESE = {
     mean_forward,
     mean_backward,
     adam,
+    linear_update,
     linear_workspace_size,
     attention_workspace_size,
 };

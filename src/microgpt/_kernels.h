@@ -92,6 +92,9 @@ typedef struct {
     void (*mean_backward)(real *dx, int first, double dy, Index size);
 
     void (*adam)(real *p, const real *dp, real *m, real *v, const AdamRates *rates, Index size);
+    /* linear_backward_w and adam in one; dw, of the size of w, is of no use afterwards. */
+    void (*linear_update)(real *w, real *m, real *v, real *dw, const real *dy, const real *x,
+                          const AdamRates *rates, Index T, Index nin, Index nout);
 
     /* How many numbers the forward of a linear works with, and how many attention saves, or -1 if
      * that is more than memory can hold: the same at every level. */

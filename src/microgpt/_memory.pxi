@@ -119,6 +119,14 @@ cdef struct IdBuffer:  # ints that nodes refer to
     Index* items
 
 
+cdef struct Moments:  # of a parameter
+    Node* p
+    Node* m
+    Node* v
+    const AdamRates* rates
+    bint is_done  # by its gradient
+
+
 cdef struct Block:
     Py_ssize_t rows
     Py_ssize_t cols
@@ -135,6 +143,8 @@ cdef struct Block:
     uint64_t made  # the version that the forward wrote
     uint64_t seen[3]  # the versions of the inputs that the forward read
     int in_use  # by so many computations without the GIL
+    uint32_t uses  # how many nodes of the graph being differentiated have it as a child
+    Moments* update  # the running update that changes these numbers; NULL: none
     Node** items  # PACK: one scalar node per entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids

@@ -481,9 +481,14 @@ cdef class _Graph:
         cdef Py_ssize_t i
         cdef uint16_t number
         cdef bint done
+        cdef int j
         for i in range(self.n):
             if self.steps[i].node.mark:
                 raise RuntimeError(BUSY)
+            for j in range(3 if n_updates_beside else 0):
+                if (touched_by(self.steps[i].node, j) is not NULL
+                        and touched_by(self.steps[i].node, j).update is not NULL):
+                    raise RuntimeError(BUSY)
         if self.entries < LONG_TRAVERSAL or self.loads:
             return forward_steps(self.steps, self.n)
         number = take_number()

@@ -153,10 +153,11 @@ INLINE wide wide_plus_product(wide sum, wide a, wide b)
 INLINE wide wide_subtract(wide a, wide b) { return _mm512_sub_pd(a, b); }
 INLINE wide wide_times(wide a, wide b) { return _mm512_mul_pd(a, b); }
 INLINE wide wide_divide(wide a, wide b) { return _mm512_div_pd(a, b); }
-
 INLINE wide wide_root(wide x) { return _mm512_sqrt_pd(x); }
 
-/* The same bits for x >= 1e-290, from the multipliers instead of the divider. With s = sqrt(x):
+/* Four square roots: the first by the instruction, the others from the multipliers instead of the
+ * divider, to the same bits for x >= 1e-290. Each step is taken for the three of them, because one
+ * alone waits for its own last result. With s = sqrt(x):
  *
  *   - y = (1 + e) / s, |e| <= 2^-14, is all that is documented of rsqrt14; its bits differ
  *     between makers of processors, those of the result do not.
@@ -170,21 +171,37 @@ INLINE wide wide_root(wide x) { return _mm512_sqrt_pd(x); }
  *   - Rounding is monotonic: where both sums round to the same number, s does too. They are less
  *     than 2^-9 of the last place apart, so that this nearly always decides it; where it does not,
  *     and for infinity and NaN, the instruction does. */
-INLINE wide wide_root_by_products(wide x)
+INLINE void wide_roots(wide root[4], const wide x[4])
 {
-    __m512d y = _mm512_rsqrt14_pd(x), g = _mm512_mul_pd(x, y);
-    __m512d h = _mm512_mul_pd(y, _mm512_set1_pd(0.5));
-    __m512d r = _mm512_fnmadd_pd(g, h, _mm512_set1_pd(0.5));
-    __m512d more = _mm512_fmadd_pd(r, _mm512_set1_pd(1.5), _mm512_set1_pd(1.0));
-    g = _mm512_fmadd_pd(_mm512_mul_pd(g, r), more, g);
-    h = _mm512_fmadd_pd(h, r, h);
-    __m512d d = _mm512_fnmadd_pd(g, g, x);
-    __m512i bits = _mm512_castpd_si512(h), step = _mm512_set1_epi64(1 << 28);
-    __m512d one = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_sub_epi64(bits, step)), g);
-    __m512d other = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_add_epi64(bits, step)), g);
-    if (__builtin_expect(_mm512_cmp_pd_mask(one, other, _CMP_NEQ_UQ), 0))
-        return _mm512_sqrt_pd(x);
-    return one;
+    const wide half = wide_all(0.5);
+    const __m512i step = _mm512_set1_epi64(1 << 28);
+    wide g[4], h[4], r[4], d[4];
+    __mmask8 differs = 0;
+    root[0] = _mm512_sqrt_pd(x[0]);
+    for (int i = 1; i < 4; i++) {
+        wide y = _mm512_rsqrt14_pd(x[i]);
+        g[i] = _mm512_mul_pd(x[i], y);
+        h[i] = _mm512_mul_pd(y, half);
+    }
+    for (int i = 1; i < 4; i++)
+        r[i] = _mm512_fnmadd_pd(g[i], h[i], half);
+    for (int i = 1; i < 4; i++) {
+        wide more = _mm512_fmadd_pd(r[i], wide_all(1.5), wide_all(1.0));
+        h[i] = _mm512_fmadd_pd(h[i], r[i], h[i]);
+        g[i] = _mm512_fmadd_pd(_mm512_mul_pd(g[i], r[i]), more, g[i]);
+    }
+    for (int i = 1; i < 4; i++)
+        d[i] = _mm512_fnmadd_pd(g[i], g[i], x[i]);
+    for (int i = 1; i < 4; i++) {
+        __m512i bits = _mm512_castpd_si512(h[i]);
+        wide less = _mm512_castsi512_pd(_mm512_sub_epi64(bits, step));
+        wide more = _mm512_castsi512_pd(_mm512_add_epi64(bits, step));
+        root[i] = _mm512_fmadd_pd(d[i], less, g[i]);
+        differs |= _mm512_cmp_pd_mask(root[i], _mm512_fmadd_pd(d[i], more, g[i]), _CMP_NEQ_UQ);
+    }
+    if (__builtin_expect(differs, 0))
+        for (int i = 1; i < 4; i++)
+            root[i] = _mm512_sqrt_pd(x[i]);
 }
 
 INLINE pair pair_of(vec a, vec b)
