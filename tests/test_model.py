@@ -1,6 +1,7 @@
 """The model: sizes, parameters, forward, loss, cache."""
 
 import random
+from array import array
 
 import pytest
 
@@ -362,3 +363,30 @@ def test_documents_are_packed_up_to_block_size():
         mg.pack_documents([[5, 5], [5]], 3)
     with pytest.raises(TypeError):
         mg.pack_documents([None], 3)
+
+
+@pytest.mark.parametrize("code", ["B", "H", "I"])
+def test_spans_are_packed_with_bos_before_each(core, code):
+    ids = array(code, [0, 1, 3, 2, 3, 1])
+    packed = core.pack_spans(ids, [(0, 3), (3, 5), (5, 6)], 3)
+    assert packed == ([3, 0, 1, 3, 2, 3], [0, 1, 3, 2, 3, 1], [0, 3, 5])
+    assert core.pack_spans(ids, [], 3) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("ids", "spans", "error"),
+    [
+        (array("B", [1, 2]), [(0, 3)], ValueError),
+        (array("B", [1, 2]), [(-1, 1)], ValueError),
+        (array("B", [1, 2]), [(1, 1)], ValueError),
+        (array("B", []), [(0, 1)], ValueError),
+        (array("B", [1, 2]), [(0, "b")], TypeError),
+        (array("b", [1, 2]), [(0, 1)], TypeError),
+        (array("d", [1, 2]), [(0, 1)], TypeError),
+        (b"ab", [(0, 1)], TypeError),
+        ([1, 2], [(0, 1)], TypeError),
+    ],
+)
+def test_spans_that_do_not_fit_are_refused_alike(core, ids, spans, error):
+    with pytest.raises(error):
+        core.pack_spans(ids, spans, 0)

@@ -146,3 +146,18 @@ def test_copies_work():
     for twin in copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer)):
         assert twin == tokenizer
         assert twin.encode("cab") == [3, 2, 0, 1, 3]
+
+
+@pytest.mark.parametrize(("size", "bytes_each"), [(255, 1), (256, 2), (70_000, 4)])
+def test_documents_are_encoded_at_once_in_as_few_bytes_as_they_need(size, bytes_each):
+    chars = [chr(i) for i in range(size + 2048) if not 0xD800 <= i < 0xE000][:size]
+    tokenizer, docs = Tokenizer("".join(chars)), [chars[0] + chars[-1], chars[5]]
+    ids = tokenizer.encode_all(docs)
+    assert ids.tolist() == [id for doc in docs for id in tokenizer.encode(doc)[1:]]
+    assert ids.itemsize == bytes_each
+
+
+@pytest.mark.parametrize("docs", [["ab", "ad"], ["a\ud800b"], ["a", "\ud800"]])
+def test_a_character_that_is_not_in_the_alphabet_ends_the_encoding_of_all(docs):
+    with pytest.raises(ValueError, match="is not in the alphabet 'abc'"):
+        Tokenizer("abc").encode_all(docs)

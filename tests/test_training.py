@@ -421,18 +421,27 @@ def test_steps_that_two_threads_take_of_one_run_are_refused_or_those_of_one(swit
         assert run.model.state_dict[name].tolist() == matrix.tolist()
 
 
+def test_the_documents_of_a_step_are_those_of_the_run_cut_to_the_block():
+    run = mg.prepare(["ab", "cabbac", "b"], steps=9, batch_size=2, block_size=3)
+    for step in range(6):
+        docs = [run.documents[i % 3] for i in (2 * step, 2 * step + 1)]
+        assert run.batch(step) == [run.encode(doc)[:4] for doc in docs]
+    run.documents = ["c"]
+    assert run.batch(0) == [[3, 2, 3]] * 2
+
+
 def test_a_step_within_a_step_of_the_same_run_is_refused(monkeypatch):
     """Not waited for, which would be for ever."""
     run, met = mg.prepare(DOCS, steps=3), []
-    batch = mg.Run.batch
+    spans = mg.Run._spans
 
-    def batch_and_step(run, step):
+    def spans_and_step(run, step):
         with pytest.raises(RuntimeError, match="taking a step of this run"):
             mg.train_step(run)
         met.append(step)
-        return batch(run, step)
+        return spans(run, step)
 
-    monkeypatch.setattr(mg.Run, "batch", batch_and_step)
+    monkeypatch.setattr(mg.Run, "_spans", spans_and_step)
     mg.finish(run)
     assert met == [0, 1, 2]
 

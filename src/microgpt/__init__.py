@@ -35,6 +35,7 @@ _MODULES = {
         "mean",
         "no_grad",
         "pack_documents",
+        "pack_spans",
         "positions",
         "relu",
         "rmsnorm",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from array import array
 from collections.abc import Iterable
 
 TYPE_CHECKING = False  # typing would take most of the time of the import
@@ -295,6 +296,17 @@ def document_length(length: int, block_size: int) -> None:
 
 def document_too_short(length: int) -> None:
     raise ValueError(f"a document needs at least two tokens, not {length}")
+
+
+def span(begin: int, end: int, length: int) -> None:
+    if not 0 <= begin < end <= length:
+        raise ValueError(f"a span must have ids and lie in the {length} ids: {begin} to {end}")
+
+
+def unsigned_array(ids: object) -> None:
+    if not (isinstance(ids, array) and ids.typecode in ("B", "H", "I")):
+        what = f"one of {ids.typecode!r}" if isinstance(ids, array) else type(ids).__name__
+        raise TypeError(f"ids must be an array of 'B', 'H' or 'I', not {what}")
 
 
 def starts_need_equal_rows(rows: int, keys: int) -> None:

@@ -28,6 +28,7 @@ Everything that creates, counts or frees nodes runs under the GIL. The forward a
 block are functions of the node alone (inputs, output, saved, ids).
 """
 
+from cpython.buffer cimport PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t, PyLong_CheckExact
@@ -40,6 +41,7 @@ from libc.string cimport memcpy, memmove, memset
 cimport cython
 
 import os
+from array import array
 from contextlib import ContextDecorator
 
 from . import _checks as checks
@@ -1349,7 +1351,7 @@ cdef Node* node_of(object x) except NULL:
 
 @cython.final
 cdef class _Update:
-    """One Adam step: what it changes, checked, and its rates."""
+    """What the Adam steps of one object change, checked, and the rates of one step."""
 
     cdef object adam
     cdef object step  # the number of the step
@@ -1357,8 +1359,9 @@ cdef class _Update:
     cdef tuple params, m, v  # not lists, which what sets the count could get hold of
     cdef Moments* all  # one for each parameter
     cdef Py_ssize_t n
+    cdef bint busy
 
-    def __cinit__(self, adam, lr):
+    def __cinit__(self, adam):
         cdef Py_ssize_t i
         cdef Moments* one
         self.adam = adam
@@ -1377,8 +1380,6 @@ cdef class _Update:
                        ("adam_update", [dtype_of(x[i]) for x in (self.params, self.m, self.v)]))
             one.rates = &self.rates
             one.is_done = False
-            need_grad(one.p)
-        self.set_rates(lr)
 
     def __dealloc__(self):
         PyMem_RawFree(self.all)
@@ -1391,9 +1392,15 @@ cdef class _Update:
                 found.append(shape_of(x))
         return refuse(checks.adam_shapes, tuple(shapes))
 
+    cdef bint is_of(self, adam) except -1:
+        """Whether what was checked is what an Adam has now."""
+        return (not self.busy and self.adam is adam and adam.params is self.params
+                and adam.m is self.m and adam.v is self.v)
+
     cdef int set_rates(self, object lr) except -1:
         cdef AdamRates* rates = &self.rates
         cdef double correction1, correction2
+        cdef Py_ssize_t i
         step, beta1, beta2 = self.adam.step, self.adam.beta1, self.adam.beta2
         eps = self.adam.eps
         if not (PyLong_CheckExact(step) and PyFloat_CheckExact(lr) and PyFloat_CheckExact(beta1)
@@ -1408,12 +1415,18 @@ cdef class _Update:
         # lr * (m / correction1) / (sqrt(v / correction2) + eps), corrections moved out of the loop
         rates.lr_hat = <double>lr * (sqrt(correction2) / correction1)
         rates.eps_hat = <double>eps * sqrt(correction2)
+        for i in range(self.n):
+            need_grad(self.all[i].p)
         return 0
 
     cdef int begin(self, Traversal* walk) except -1:
-        """Count the step; after this nothing fails. walk: the sorted graph of the loss, or NULL."""
+        """Count the step; after this nothing fails. walk: a graph that was just sorted, or NULL."""
         cdef Py_ssize_t i
-        self.adam.step = self.step  # first: if it is refused, nothing has changed
+        self.busy = True  # what runs now may begin another update
+        try:
+            self.adam.step = self.step  # first: if it is refused, nothing has changed
+        finally:
+            self.busy = False
         try:
             for i in range(self.n):
                 require_unused(self.all[i].p)
@@ -1422,55 +1435,61 @@ cdef class _Update:
             if walk is not NULL:
                 refuse_later_changes(walk)
         except:
-            self.adam.step = self.step - 1
+            self.take_back()
             raise
         if walk is not NULL:
             self.claim(walk)
         return 0
 
+    cdef int take_back(self) except -1:
+        """Do not count the step after all."""
+        self.adam.step = self.step - 1
+        return 0
+
     cdef void claim(self, Traversal* walk) noexcept:
-        """Leave the parameters that one op of the graph uses to their gradients (block_backward)."""
+        """Note with each linear of a graph the weight that only it uses: see block_backward."""
         cdef Py_ssize_t i
         cdef Block* p
         cdef Block* m
         cdef Block* v
+        cdef Node* node
         for i in range(self.n):
             p, m, v = block_of(self.all[i].p), block_of(self.all[i].m), block_of(self.all[i].v)
             if not (p.op == m.op == v.op == NONE) or p.update or m.update or v.update or m is v:
-                self.withdraw()  # the order of the updates would matter
+                self.hold(0)  # the order of the updates would matter
                 return
-            if self.all[i].m.mark or self.all[i].v.mark:  # the graph needs their numbers
-                continue
-            if self.all[i].p.mark == walk.number and p.uses == 1 and not p.grad_is_seen:
-                p.update = m.update = v.update = self.all + i
+            p.update = m.update = v.update = self.all + i
+        for i in range(walk.n):
+            node = walk.topo[i].node
+            if node.kind == BLOCK and block_of(node).op == LINEAR:
+                p = block_of(block_of(node).inputs[1])
+                if (p.op == NONE and p.update is not NULL and block_of(p.update.p) is p
+                        and p.uses == 1 and not p.update.m.mark and not p.update.v.mark):
+                    walk.topo[i].update = p.update
+        self.hold(0)
 
-    cdef void withdraw(self) noexcept:
-        cdef Py_ssize_t i
+    cdef void hold(self, int change) noexcept:
+        """Note that the update is made without the GIL, by 1, or no longer is, by -1 or 0."""
+        cdef Py_ssize_t i, j
+        cdef Node* node
         for i in range(self.n):
-            block_of(self.all[i].p).update = NULL
-            block_of(self.all[i].m).update = NULL
-            block_of(self.all[i].v).update = NULL
-
-    cdef void hold_moments(self, int change) noexcept:
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            owner_of(self.all[i].m).in_use += change
-            owner_of(self.all[i].v).in_use += change
+            for j in range(3):
+                node = self.all[i].p if j == 0 else self.all[i].m if j == 1 else self.all[i].v
+                owner_of(node).in_use += change
+                owner_of(node).update = self.all + i if change > 0 else NULL
 
     cdef void finish(self) noexcept:
         """Update the parameters that are left. Without Python, so no other thread runs."""
         global n_changes
         cdef Py_ssize_t i
         cdef Block* p
-        cdef Block* m
-        cdef Block* v
-        self.withdraw()
         for i in range(self.n):
-            p, m, v = block_of(self.all[i].p), block_of(self.all[i].m), block_of(self.all[i].v)
+            p = block_of(self.all[i].p)
             if not self.all[i].is_done:
-                kernels[p.dtype].adam(p.data, gradient(p), m.data, v.data, &self.rates,
-                                      p.rows * p.cols)
+                kernels[p.dtype].adam(p.data, gradient(p), block_of(self.all[i].m).data,
+                                      block_of(self.all[i].v).data, &self.rates, p.rows * p.cols)
                 clear_grad(p)
+            self.all[i].is_done = False
             owner_of(self.all[i].p).version += 1
             owner_of(self.all[i].m).version += 1
             owner_of(self.all[i].v).version += 1
@@ -1489,7 +1508,8 @@ def adam_update(adam, lr):
     Raises ValueError if lengths or shapes differ, step is negative, a beta is not in [0, 1) or
     eps is not positive.
     """
-    cdef _Update update = _Update.__new__(_Update, adam, lr)
+    cdef _Update update = _Update.__new__(_Update, adam)
+    update.set_rates(lr)
     numbers_are_read()  # a replay would not run it
     update.begin(NULL)
     update.finish()
@@ -1497,9 +1517,16 @@ def adam_update(adam, lr):
 
 def adam_minimize(loss, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    cdef _Update update = None
     if not isinstance(loss, Value):
         refuse(checks.instance, (loss, "loss", Value))
-    backward_from((<Value>loss).node, _Update.__new__(_Update, adam, lr))
+    cdef Node* node = (<Value>loss).node
+    if node.kind == MEAN and node.right is not NULL:
+        update = (<_Graph>node.right).update
+    if update is None or not update.is_of(adam):
+        update = _Update.__new__(_Update, adam)
+    update.set_rates(lr)
+    backward_from(node, update)
 
 
 class no_grad(ContextDecorator):

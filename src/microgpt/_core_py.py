@@ -44,6 +44,7 @@ __all__ = [
     "mean",
     "no_grad",
     "pack_documents",
+    "pack_spans",
     "positions",
     "relu",
     "rmsnorm",
@@ -538,6 +539,35 @@ def pack_documents(
         starts.append(len(tokens))
         tokens += doc[:n]
         targets += doc[1 : n + 1]
+    return tokens, targets, starts
+
+
+def pack_spans(
+    ids: array[int], spans: Iterable[tuple[int, int]], bos: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Return tokens, targets and first rows of parts of many ids, without padding.
+
+    ids: an array of unsigned ints, 'B', 'H' or 'I'.
+    spans: the places of the parts, (begin, end).
+    bos: what comes before each part: the targets of a part are its ids, the tokens are bos and
+        these ids but the last.
+
+    Raises TypeError if ids is no such array, ValueError if a part is empty or not in ids.
+
+    >>> from array import array
+    >>> pack_spans(array("B", [0, 1, 3, 2, 3]), [(0, 3), (3, 5)], bos=3)
+    ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
+    """
+    checks.unsigned_array(ids)
+    tokens: list[int] = []
+    targets: list[int] = []
+    starts: list[int] = []
+    for begin, end in spans:
+        begin, end = checks.index(begin), checks.index(end)
+        checks.span(begin, end, len(ids))
+        starts.append(len(tokens))
+        tokens += [bos, *ids[begin : end - 1]]
+        targets += ids[begin:end]
     return tokens, targets, starts
 
 

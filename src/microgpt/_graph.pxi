@@ -173,7 +173,8 @@ cdef double mean_of(Node* node) noexcept nogil:
     return kernels[block.dtype].mean_forward(block.data, block.rows * block.cols)
 
 
-cdef void block_backward(Node* node) noexcept nogil:
+cdef void block_backward(Node* node, Moments* update) noexcept nogil:
+    """Pass a gradient on. update: of the weight, which may be updated at once; NULL: it may not."""
     cdef Block* y = block_of(node)
     cdef const Kernels* of_type = kernels[y.dtype]
     cdef Block* a = block_of(y.inputs[0]) if y.n_inputs > 0 else NULL
@@ -202,10 +203,10 @@ cdef void block_backward(Node* node) noexcept nogil:
             0 if b is NULL else b.rows)
     elif y.op == LINEAR:
         of_type.linear_backward_x(a.grad, is_first(a), dy, b.data, y.rows, a.cols, y.cols)
-        if b.update is not NULL and b.grad_is_zero:  # nothing else needs b or its gradient
-            of_type.linear_update(b.data, block_of(b.update.m).data, block_of(b.update.v).data,
-                                  b.grad, dy, a.data, b.update.rates, y.rows, a.cols, y.cols)
-            b.update.is_done = True
+        if update is not NULL and b.grad_is_zero and not b.grad_is_seen:
+            of_type.linear_update(b.data, block_of(update.m).data, block_of(update.v).data, b.grad,
+                                  dy, a.data, update.rates, y.rows, a.cols, y.cols)
+            update.is_done = True
         else:
             of_type.linear_backward_w(b.grad, is_first(b), dy, a.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
@@ -267,12 +268,17 @@ cdef struct Frame:
     Py_ssize_t next  # the child to look at
 
 
+cdef struct Visit:
+    Node* node
+    Moments* update  # of the weight of a linear, if nothing else needs it; NULL: none
+
+
 cdef struct Traversal:  # one backward
     uint16_t number
     Frame* stack
     Py_ssize_t depth
     Py_ssize_t stack_capacity
-    Node** topo
+    Visit* topo
     Py_ssize_t n
     Py_ssize_t capacity
     Py_ssize_t entries  # of all blocks in the graph
@@ -287,16 +293,25 @@ cdef enum:
 
 cdef str BUSY = "another thread is computing a part of this graph"
 cdef bint numbers_in_use[MAX_TRAVERSALS + 1]
+cdef int n_traversals = 0  # while there are none, no node is marked
 
 
 cdef uint16_t take_number() except 0:
     """Return a number that no other traversal has."""
+    global n_traversals
     cdef int number
     for number in range(1, MAX_TRAVERSALS + 1):
         if not numbers_in_use[number]:
             numbers_in_use[number] = True
+            n_traversals += 1
             return number
     raise RuntimeError(f"more than {MAX_TRAVERSALS} threads are in backward")
+
+
+cdef void give_number_back(uint16_t number) noexcept:
+    global n_traversals
+    numbers_in_use[number] = False
+    n_traversals -= 1
 
 
 cdef int start_traversal(Node* root, Traversal* walk, _Update update) except -1:
@@ -312,7 +327,7 @@ cdef int start_traversal(Node* root, Traversal* walk, _Update update) except -1:
             update.begin(walk)
     except:
         end_traversal(walk)
-        free_array(walk.topo, walk.capacity, sizeof(Node*))
+        free_array(walk.topo, walk.capacity, sizeof(Visit))
         raise
     return 0
 
@@ -323,8 +338,8 @@ cdef int refuse_later_changes(Traversal* walk) except -1:
     cdef Py_ssize_t i
     if n_changes != walk.changes:
         for i in range(walk.n):
-            if walk.topo[i].kind == BLOCK:
-                refuse_changed_numbers(walk.topo[i])
+            if walk.topo[i].node.kind == BLOCK:
+                refuse_changed_numbers(walk.topo[i].node)
     return 0
 
 
@@ -332,10 +347,10 @@ cdef void end_traversal(Traversal* walk) noexcept:
     """Take the marks off."""
     cdef Py_ssize_t i
     for i in range(walk.n):
-        walk.topo[i].mark = 0
+        walk.topo[i].node.mark = 0
     for i in range(walk.depth):
         walk.stack[i].node.mark = 0
-    numbers_in_use[walk.number] = False
+    give_number_back(walk.number)
     free_array(walk.stack, walk.stack_capacity, sizeof(Frame))
 
 
@@ -344,6 +359,8 @@ cdef int backward_from(Node* root, _Update update) except -1:
     numbers_are_read()  # a replay would not run it
     retain(root)  # whatever happens to its handle
     try:
+        if update is not None and update_replayed(root, update):
+            return 0
         return backward_below(root, update)
     finally:
         release(root)
@@ -370,24 +387,26 @@ cdef int backward_below(Node* root, _Update update) except -1:
     root.grad = 1.0
     if walk.entries >= LONG_TRAVERSAL and not walk.has_scalar_leaves:
         for i in range(walk.n):
-            hold(walk.topo[i], 1)
+            hold(walk.topo[i].node, 1)
         if update is not None:
-            update.hold_moments(1)
+            update.hold(1)
             n_updates_beside += 1
         with nogil:
-            sweep(&walk, walk.number)  # the marks stay: they keep other threads out
+            sweep(walk.topo, walk.n, walk.number)  # the marks stay: they keep other threads out
         for i in range(walk.n):
-            hold(walk.topo[i], -1)
+            hold(walk.topo[i].node, -1)
         if update is not None:
-            update.hold_moments(-1)
+            update.hold(-1)
             n_updates_beside -= 1
     else:
-        sweep(&walk, 0)
+        sweep(walk.topo, walk.n, 0)
+        if update is not None:
+            keep_order(root, &walk, update)
         walk.n = 0
     if update is not None:
         update.finish()
     end_traversal(&walk)
-    free_array(walk.topo, walk.capacity, sizeof(Node*))
+    free_array(walk.topo, walk.capacity, sizeof(Visit))
     return 0
 
 
@@ -478,14 +497,15 @@ cdef int sort(Node* root, Traversal* walk) except -1:
             visit(child, walk)
             continue
         if walk.n == walk.capacity:
-            grow(<void**>&walk.topo, &walk.capacity, sizeof(Node*))
-        walk.topo[walk.n] = frame.node
+            grow(<void**>&walk.topo, &walk.capacity, sizeof(Visit))
+        walk.topo[walk.n].node = frame.node
+        walk.topo[walk.n].update = NULL
         walk.n += 1
         walk.depth -= 1
     return 0
 
 
-cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
+cdef void sweep(Visit* topo, Py_ssize_t n, uint16_t mark) noexcept nogil:
     """Pass gradients from parents to children, in the reverse of the sorted order.
 
     mark: what each node is marked with when it is done.
@@ -495,8 +515,8 @@ cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
     cdef Block* block
     cdef Many* many
     cdef double grad
-    for i in range(walk.n - 1, -1, -1):
-        node = walk.topo[i]
+    for i in range(n - 1, -1, -1):
+        node = topo[i].node
         node.mark = mark
         grad = node.grad
         if node.kind <= CUSTOM2:
@@ -505,7 +525,7 @@ cdef void sweep(Traversal* walk, uint16_t mark) noexcept nogil:
         elif node.kind <= CUSTOM1:
             node.left.grad += node.local_grad[0] * grad
         elif node.kind == BLOCK:
-            block_backward(node)
+            block_backward(node, topo[i].update)
         elif node.kind == ELEMENT:
             block = block_of(node.left)
             j = <Py_ssize_t>node.right

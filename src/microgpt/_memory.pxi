@@ -32,7 +32,7 @@ cdef enum Kind:
     CUSTOM1
     CUSTOM  # any number of children, in right as Many*
     ELEMENT  # left: a block's node; right: the index in the block
-    MEAN  # left: a block's node
+    MEAN  # left: a block's node; right: the _Graph whose root it is, not counted, or NULL
     BLOCK  # right: Block*
 
 
@@ -144,7 +144,7 @@ cdef struct Block:
     uint64_t seen[3]  # the versions of the inputs that the forward read
     int in_use  # by so many computations without the GIL
     uint32_t uses  # how many nodes of the graph being differentiated have it as a child
-    Moments* update  # the running update that changes these numbers; NULL: none
+    Moments* update  # the update without the GIL that changes these numbers; NULL: none
     Node** items  # PACK: one scalar node per entry, else NULL
     Node** elements  # the living ELEMENT nodes of this block, not counted; NULL until needed
     IdBuffer* ids

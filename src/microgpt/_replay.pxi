@@ -223,6 +223,52 @@ def pack_documents(docs, Py_ssize_t block_size):
     return tokens, targets, starts
 
 
+def pack_spans(ids, spans, bos):
+    """Return tokens, targets and first rows of parts of many ids, without padding.
+
+    ids: an array of unsigned ints, 'B', 'H' or 'I'.
+    spans: the places of the parts, (begin, end).
+    bos: what comes before each part: the targets of a part are its ids, the tokens are bos and
+        these ids but the last.
+
+    Raises TypeError if ids is no such array, ValueError if a part is empty or not in ids.
+
+    >>> from array import array
+    >>> pack_spans(array("B", [0, 1, 3, 2, 3]), [(0, 3), (3, 5)], bos=3)
+    ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
+    """
+    cdef list tokens = [], targets = [], starts = []
+    cdef Py_ssize_t n, begin, end, i
+    cdef Py_buffer buffer
+    if type(ids) is not array:
+        checks.unsigned_array(ids)
+    PyObject_GetBuffer(ids, &buffer, PyBUF_FORMAT)  # so that nobody changes its length
+    try:
+        if buffer.format[0] not in b"BHI":
+            checks.unsigned_array(ids)
+        n = buffer.len // buffer.itemsize
+        for begin, end in spans:
+            if not 0 <= begin < end <= n:
+                refuse(checks.span, (begin, end, n))
+            starts.append(len(tokens))
+            tokens.append(bos)
+            for i in range(begin, end):
+                target = id_at(buffer.buf, buffer.itemsize, i)
+                targets.append(target)
+                if i < end - 1:
+                    tokens.append(target)
+    finally:
+        PyBuffer_Release(&buffer)
+    return tokens, targets, starts
+
+
+cdef inline uint32_t id_at(const void* ids, Py_ssize_t size, Py_ssize_t i) noexcept:
+    """Return entry i of an array whose ids take so many bytes."""
+    if size == 1:
+        return (<const uint8_t*>ids)[i]
+    return (<const uint16_t*>ids)[i] if size == 2 else (<const uint32_t*>ids)[i]
+
+
 cdef uint64_t n_recordings = 0
 
 
@@ -266,6 +312,11 @@ cdef class _Graph:
     cdef bint loads  # into a Matrix that others may look at meanwhile
     cdef bint can_fail  # by an error that depends on numbers
     cdef bint busy
+    cdef uint64_t changes  # n_changes after the last forward
+    cdef Visit* topo  # of the root, as the last update of it was sorted; NULL: not yet
+    cdef Py_ssize_t n_topo
+    cdef Py_ssize_t topo_capacity
+    cdef _Update update  # what that was
 
     def __cinit__(self, arguments):
         global n_recordings
@@ -287,9 +338,12 @@ cdef class _Graph:
 
     def __dealloc__(self):
         cdef Py_ssize_t i
+        if self.root is not NULL and self.root.kind == MEAN:
+            self.root.right = NULL
         for i in range(self.n - 1, -1, -1):
             release(self.steps[i].node)
         free_array(self.steps, self.capacity, sizeof(Step))
+        free_array(self.topo, self.topo_capacity, sizeof(Visit))
 
     cdef int add(self, Node* node) except -1:
         """Note a node that was computed; its inputs are set."""
@@ -350,6 +404,10 @@ cdef class _Graph:
         elif type(result) is Matrix:
             self.root = (<Matrix>result).node
         self.known = self.known and self.n > 0 and self.root is self.steps[self.n - 1].node
+        if not self.known:
+            self.root = NULL
+        elif self.root.kind == MEAN:
+            self.root.right = <void*>self
         for i in range(self.n):
             node = self.steps[i].node
             self.entries += size_of(node) + block_of(node).n_saved if node.kind == BLOCK else 0
@@ -490,7 +548,9 @@ cdef class _Graph:
                         and touched_by(self.steps[i].node, j).update is not NULL):
                     raise RuntimeError(BUSY)
         if self.entries < LONG_TRAVERSAL or self.loads:
-            return forward_steps(self.steps, self.n)
+            done = forward_steps(self.steps, self.n)
+            self.changes = n_changes
+            return done
         number = take_number()
         self.busy = True
         for i in range(self.n):
@@ -502,8 +562,52 @@ cdef class _Graph:
             self.steps[i].node.mark = 0
             hold(self.steps[i].node, -1)
         self.busy = False
-        numbers_in_use[number] = False
+        give_number_back(number)
         return done
+
+    cdef bint can_update(self, _Update update) noexcept:
+        """Whether an update of the root needs no sort: nothing changed since the forward."""
+        return (self.update is update and self.known and self.changes == n_changes
+                and n_traversals == 0 and self.entries < LONG_TRAVERSAL)
+
+
+cdef int keep_order(Node* root, Traversal* walk, _Update update) noexcept:
+    """Let the graph of a root, if it is a replayed one, keep its order for other updates."""
+    cdef _Graph graph
+    if root.kind == MEAN and root.right is not NULL and not walk.has_scalar_leaves:
+        graph = <_Graph>root.right
+        free_array(graph.topo, graph.topo_capacity, sizeof(Visit))
+        graph.topo, graph.n_topo, graph.topo_capacity = walk.topo, walk.n, walk.capacity
+        graph.update = update
+        walk.topo, walk.capacity = NULL, 0
+    return 0
+
+
+cdef bint update_replayed(Node* root, _Update update) except -1:
+    """Run backward and the update of a replayed graph without sorting it; return whether it did."""
+    cdef _Graph graph
+    cdef Py_ssize_t i
+    if root.kind != MEAN or root.right is NULL:
+        return False
+    graph = <_Graph>root.right
+    if not graph.can_update(update):
+        return False
+    for i in range(graph.n_topo):
+        if graph.topo[i].node.kind == BLOCK:
+            need_grad(graph.topo[i].node)
+    update.begin(NULL)
+    if not graph.can_update(update):  # what counted the step has changed something
+        update.take_back()
+        return False
+    for i in range(graph.n_topo):
+        if graph.topo[i].node.kind != BLOCK:
+            graph.topo[i].node.grad = 0.0
+        elif block_of(graph.topo[i].node).op > VIEW:
+            clear_grad(block_of(graph.topo[i].node))
+    root.grad = 1.0
+    sweep(graph.topo, graph.n_topo, 0)
+    update.finish()
+    return True
 
 
 cdef Py_ssize_t rows_wanted(Node* node, _Graph graph) except -2:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 
@@ -43,7 +44,7 @@ class Tokenizer:
     @classmethod
     def from_documents(cls, docs: Iterable[str]) -> Tokenizer:
         """Return the tokenizer of all characters in docs. Raises ValueError if there are none."""
-        return cls("".join({char for doc in docs for char in doc}))
+        return cls("".join(set("".join(docs))))
 
     def encode(self, doc: str) -> list[int]:
         """Return the ids of the characters of doc, between two BOS.
@@ -56,8 +57,28 @@ class Tokenizer:
         try:
             return [self.bos, *map(self._ids.__getitem__, doc), self.bos]
         except KeyError as error:
-            char = error.args[0]
-        raise ValueError(f"character {char!r} is not in the alphabet {_shorten(self.chars)}")
+            raise self._unknown(error.args[0]) from None
+
+    def _unknown(self, char: str) -> ValueError:
+        return ValueError(f"character {char!r} is not in the alphabet {_shorten(self.chars)}")
+
+    def encode_all(self, docs: Sequence[str]) -> array[int]:
+        """Return the ids of docs, one after another with a BOS after each, in an array.
+
+        An id takes one byte there, if there are no more than 256.
+        Raises ValueError at a character that is not in the alphabet.
+
+        >>> Tokenizer("abc").encode_all(["cab", "b"]).tolist()
+        [2, 0, 1, 3, 1, 3]
+        """
+        end = "\ud800"  # in no alphabet
+        text = end.join([*docs, ""])
+        ids = self._ids if text.count(end) > len(docs) else {**self._ids, end: self.bos}
+        code = "B" if self.vocab_size <= 2**8 else "H" if self.vocab_size <= 2**16 else "I"
+        try:
+            return array(code, map(ids.__getitem__, text))
+        except KeyError as error:
+            raise self._unknown(error.args[0]) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, without a BOS at either end.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from itertools import accumulate
 from random import Random
 from threading import Lock, RLock
 from time import perf_counter
@@ -16,7 +18,7 @@ from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import BACKEND_REASON, Matrix, Replay, grad_enabled
+from .core import BACKEND_REASON, Matrix, Replay, grad_enabled, pack_spans
 from .data import check_unit, checked_documents, checksum, source_of, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
@@ -91,7 +93,8 @@ class Run:
     samples, in this order, so that a run gives the numbers of the script.
 
     documents: those to train on, in order; none in a run that was loaded without them. A stream
-        is one document.
+        is one document. They are encoded once, when the first step takes some, and not looked at
+        again.
     validation: documents held out for validation.
     dataset: the source for load_documents, if it is known, as it is of what load_documents
         returned; a saved run is resumed from it.
@@ -142,6 +145,9 @@ class Run:
             raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
+        if name == "documents":
+            self._ids: array[int] | None = None  # of all documents, when they are needed
+            self._ends: list[int] = []
         object.__setattr__(self, name, value)
 
     @property
@@ -162,19 +168,29 @@ class Run:
         Those of a stream are windows, drawn by a generator seeded with seed and step.
         Raises ValueError if the run has no documents.
         """
-        docs, config = self.documents, self.config
-        size, length = config.batch_size, self.model.config.block_size
-        if not docs:
-            raise ValueError("the run was loaded without its documents: use load(path, docs)")
+        ids, spans = self._spans(step)
+        return [[self.tokenizer.bos, *ids[begin:end]] for begin, end in spans]
+
+    def _spans(self, step: int) -> tuple[array[int], list[tuple[int, int]]]:
+        """Return the ids of all documents and the places of those of a step, without BOS before."""
+        ids, ends, config = self._ids, self._ends, self.config
+        if ids is None:
+            if not self.documents:
+                raise ValueError("the run was loaded without its documents: use load(path, docs)")
+            ids = self._ids = self.tokenizer.encode_all(self.documents)
+            ends = self._ends = [0, *accumulate([len(doc) + 1 for doc in self.documents])]
+        size, length, spans = config.batch_size, self.model.config.block_size, []
         if config.unit == "stream":
-            [text] = docs
-            rng, last = Random(f"{config.seed}/{step}"), max(0, len(text) - length)
-            places = [rng.randint(0, last) for _ in range(size)]
-            return [self.encode(text[place : place + length]) for place in places]
-        encode, batch = self.tokenizer.encode, []
-        for i in range(step * size, (step + 1) * size):  # a comprehension costs a call more
-            batch.append(encode(docs[i % len(docs)][:length]))
-        return batch
+            rng, last = Random(f"{config.seed}/{step}"), len(ids) - 1
+            for _ in range(size):
+                place = rng.randint(0, max(0, last - length))
+                spans.append((place, min(last, place + length)))
+            return ids, spans
+        n = len(ends) - 1
+        for i in range(step * size, (step + 1) * size):
+            begin, end = ends[i % n], ends[i % n + 1]
+            spans.append((begin, end if end - begin < length else begin + length))
+        return ids, spans
 
     def encode(self, doc: str) -> list[int]:
         """Return the token ids of a document, or of a window of a stream, which no BOS ends."""
@@ -286,35 +302,35 @@ def train_step(run: Run) -> float:
 
 
 def _take_step(run: Run) -> float:
-    config, step, start = run.config, run.adam.step, perf_counter()
+    config, model, adam, losses = run.config, run.model, run.adam, run.losses
+    start, step, n = perf_counter(), adam.step, len(losses)
     if step >= config.steps:
         raise ValueError(f"the run has taken all its {config.steps} steps")
     if not grad_enabled():
         raise RuntimeError("a training step needs gradients: it cannot be taken under no_grad()")
     if run.record is not None:
-        run.record.take(run.adam, run.batch)
+        run.record.take(adam, run.batch)
         start = perf_counter()
-    tokens, targets, starts = run.model.pack(run.batch(step))
-    n = len(run.losses)
+    ids, spans = run._spans(step)
+    tokens, targets, starts = pack_spans(ids, spans, run.tokenizer.bos)
     try:
-        packed_loss = run._replay if run.model.replayable else run.model.packed_loss
+        packed_loss = run._replay if model.replayable else model.packed_loss
         loss = packed_loss(tokens, targets, starts)
-        if not math.isfinite(loss.data):
+        number = loss.data
+        if not math.isfinite(number):
             raise FloatingPointError(
-                f"the loss is {loss.data} at step {step + 1}; "
-                f"a smaller lr than {config.lr} may help"
+                f"the loss is {number} at step {step + 1}; a smaller lr than {config.lr} may help"
             )
-        run.losses.append(loss.data)
-        lr = linear_decay(config.lr, step, config.steps)
-        run.adam.minimize(loss, lr)  # backward, and the update
+        losses.append(number)
+        adam.minimize(loss, linear_decay(config.lr, step, config.steps))  # backward and the update
     except BaseException:
-        if run.adam.step == step:
-            del run.losses[n:]
-            run.adam.zero_grad()
+        if adam.step == step:
+            del losses[n:]
+            adam.zero_grad()
         raise
     _set(run, "tokens", run.tokens + len(tokens))  # what Run.__setattr__ guards costs more
     _set(run, "seconds", run.seconds + (perf_counter() - start))
-    return run.losses[-1]
+    return number
 
 
 def steps(run: Run, eval_every: int = 0) -> Iterator[dict[str, float]]:
