@@ -31,7 +31,7 @@
  *   - 16 rows of a weight's gradient at a time go to Adam; only those of the embeddings are stored.
  *     Straight from the registers it would be slower, most of all in large models: Adam would walk
  *     16 rows of each of three arrays at once.
- *   - Every other square root is computed with products, with the bits of the instruction, so that
+ *   - Three of four square roots are computed with products, with the bits of the instruction, so that
  *     the divider and the multipliers are both busy.
  */
 #include <math.h>
@@ -415,7 +415,7 @@ INLINE void weight_gradient(int rows, const int inner, const int outer, const do
             for (int r = 0; r < count; r++) wide_put(part + r * inner + i, sum[r]);
         }
         for (int i = 0; i < count * inner; i += 8)
-            adam_wide(i & 8, begin + o * inner + i, wide_at(part + i));
+            adam_wide(i & 24, begin + o * inner + i, wide_at(part + i));
     }
 }
 
@@ -609,7 +609,7 @@ static void backward(int documents, const int *starts, const int *tokens)
 static void update(int documents, const int *starts, const int *tokens)
 {
 #ifdef __AVX512F__
-    for (int i = 0; i < LM_HEAD; i += WIDE) adam_wide(i & WIDE, i, wide_at(grad + i));
+    for (int i = 0; i < LM_HEAD; i += WIDE) adam_wide(i & 24, i, wide_at(grad + i));
 #else
     adam(PARAMS, param, moment1, moment2, grad);
 #endif

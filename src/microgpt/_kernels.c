@@ -882,7 +882,20 @@ static real largest(const real *x, Index n)
 static double exp_row(real *y, const real *x, real max, real temperature, Index n)
 {
     vec sum = all(0);
-    for (Index i = 0; i < n; i += VEC) {
+    Index i = 0;
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64 /* two vecs at a time */
+    for (; i + VEC < n; i += WIDE) {
+        Index count = n - i < WIDE ? n - i : WIDE;
+        wide shifted = wide_at_first(x + i, count) - wide_all(max);
+        if (count < WIDE)
+            shifted = _mm512_mask_mov_pd(wide_all(-INFINITY), (__mmask8)((1 << count) - 1), shifted);
+        wide e = wide_exp_negative(temperature == 1 ? shifted
+                                                    : wide_divide(shifted, wide_all(temperature)));
+        wide_put_first(y + i, e, count);
+        sum = add(add(sum, pair_first(e)), pair_second(e));
+    }
+#endif
+    for (; i < n; i += VEC) {
         vec shifted = subtract(at_first(x + i, n - i, -INFINITY), all(max));
         vec e = exp_negative(temperature == 1 ? shifted : divide(shifted, all(temperature)));
         put_first(y + i, e, n - i);

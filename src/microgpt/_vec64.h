@@ -39,21 +39,21 @@ INLINE reg larger_part(reg a, reg b)
 /* To 3.2e-16 relative. x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite 1980: ln 2 in two
  * parts); the Taylor sum to r^13 leaves 4e-18. Adding 1.5 * 2^52 rounds x / ln 2 to an integer and
  * leaves it in the low bits; with 1023 more these are, shifted, the exponent of 2^k. */
-INLINE reg exp_part(reg x)
-{
-    const reg shift = spread(0x1.8p52 + 1023.0);
-    reg biased = x * 0x1.71547652b82fep0 + shift;
-    reg k = biased - shift;
-    reg r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33;
-    reg r2 = r * r, r4 = r2 * r2;
-    reg a = (1.0 + r) + r2 * (1.0 / 2 + r * (1.0 / 6));
-    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
-    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
-    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0);
-    reg sum = a + r4 * (b + r4 * (c + r4 * d));
-    reg power = (reg)((ireg)biased << 52);
-    return (reg)((ireg)(sum * power) & ~(x < spread(-708.0)));
-}
+#define EXP_OF(reg, ireg) \
+    const reg shift = (reg){0} + (0x1.8p52 + 1023.0); \
+    reg biased = x * 0x1.71547652b82fep0 + shift; \
+    reg k = biased - shift; \
+    reg r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33; \
+    reg r2 = r * r, r4 = r2 * r2; \
+    reg a = (1.0 + r) + r2 * (1.0 / 2 + r * (1.0 / 6)); \
+    reg b = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040)); \
+    reg c = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800)); \
+    reg d = 1.0 / 479001600 + r * (1.0 / 6227020800.0); \
+    reg sum = a + r4 * (b + r4 * (c + r4 * d)); \
+    reg power = (reg)((ireg)biased << 52); \
+    return (reg)((ireg)(sum * power) & ~(x < (reg){0} - 708.0))
+
+INLINE reg exp_part(reg x) { EXP_OF(reg, ireg); }
 
 /* To 4 units in the last place. tanh |x| = q / (q + 2) with q = exp(2 |x|) - 1. With k and r as above, and p the Taylor sum
  * without its 1, q is 2^k p + (2^k - 1), so that nothing cancels near 0. From 20 on the result is
@@ -149,6 +149,9 @@ INLINE wide wide_plus_product(wide sum, wide a, wide b)
 {
     return _mm512_add_pd(sum, _mm512_mul_pd(a, b));
 }
+
+typedef int64_t wide_ints __attribute__((vector_size(64)));
+INLINE wide wide_exp_negative(wide x) { EXP_OF(wide, wide_ints); }
 
 INLINE wide wide_subtract(wide a, wide b) { return _mm512_sub_pd(a, b); }
 INLINE wide wide_times(wide a, wide b) { return _mm512_mul_pd(a, b); }
