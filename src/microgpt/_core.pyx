@@ -52,8 +52,14 @@ from ._core_py import RMSNORM_EPS, __all__
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
+        Py_ssize_t tp_basicsize
+        void (*tp_dealloc)(PyObject*) noexcept
+        void (*tp_free)(void*) noexcept
         PyObject* tp_dict
     void PyType_Modified(type)
+    PyTypeObject* Py_TYPE(PyObject*)
+    Value PyObject_Init(PyObject*, PyTypeObject*)
+    PyObject* PyObject_Malloc(size_t)
     Py_ssize_t PY_SSIZE_T_MAX
     Py_ssize_t Py_REFCNT(PyObject*)
 
@@ -129,7 +135,7 @@ include "_memory.pxi"  # nodes, blocks and buffers: ownership and reuse
 include "_graph.pxi"  # children, release, the forward and backward of a block, sort, sweep
 
 
-cdef Node* node_for_next_handle = NULL  # NULL: a new leaf
+cdef Node* node_for_next_handle = NULL  # of a Matrix; NULL: a new leaf
 
 
 cdef inline void attach(PyObject* handle, Node* node) noexcept:
@@ -152,17 +158,64 @@ cdef void disown(Node* node) noexcept:
     release(node)
 
 
+# An op makes a Value and often drops one, so both are written out: what Cython makes of `__new__`
+# and `__dealloc__` handles arguments and puts exceptions aside, which takes longer than the rest.
+# No Python code runs in either.
+
+cdef struct Handle:  # a Value, as memory
+    PyObject head
+    Node* node  # in a free Handle the next one
+
+
+cdef enum:
+    MAX_SPARE_HANDLES = 1024
+
+
+cdef Handle* spare_handles = NULL
+cdef int n_spare_handles = 0
+
+
+cdef Value new_handle(Node* node):
+    """Return the handle of a scalar node that has none."""
+    global spare_handles, n_spare_handles
+    cdef Handle* handle = spare_handles
+    cdef Value value
+    if handle is not NULL:
+        spare_handles = <Handle*>handle.node
+        n_spare_handles -= 1
+        unpoison(handle, (<PyTypeObject*>Value).tp_basicsize)
+    else:
+        handle = <Handle*>PyObject_Malloc((<PyTypeObject*>Value).tp_basicsize)
+        if handle is NULL:
+            disown(node)
+            raise MemoryError
+    value = PyObject_Init(<PyObject*>handle, <PyTypeObject*>Value)
+    value.node = node
+    value.initialized = True
+    attach(<PyObject*>value, node)
+    return value
+
+
+cdef void free_handle(PyObject* value) noexcept:
+    """Deallocate a Value, or what subtype_dealloc leaves of a subclass's: Value's tp_dealloc."""
+    global spare_handles, n_spare_handles
+    cdef Handle* handle = <Handle*>value
+    if handle.node is not NULL:  # else __cinit__ ran out of memory
+        if handle.node.handle is value:
+            handle.node.handle = NULL
+        release(handle.node)
+    if Py_TYPE(value) is <PyTypeObject*>Value and n_spare_handles < MAX_SPARE_HANDLES:
+        handle.node = <Node*>spare_handles
+        spare_handles = handle
+        n_spare_handles += 1
+        poison(handle, sizeof(PyObject))
+    else:
+        Py_TYPE(value).tp_free(value)
+
+
 cdef inline Value value_of(Node* node):
     """Return the handle of a scalar node; make one if it has none."""
-    global node_for_next_handle
-    if has_handle(node):
-        return <Value>node.handle
-    node_for_next_handle = node
-    try:
-        return Value.__new__(Value)
-    finally:  # not `except`, whose traceback could let a finaliser take the node
-        if node_for_next_handle is node:
-            disown(node)
+    return <Value>node.handle if has_handle(node) else new_handle(node)
 
 
 cdef inline Matrix matrix_of(Node* node):
@@ -216,7 +269,7 @@ cdef inline Value one_child(Kind kind, double data, Node* child, double local_gr
         node.left = child
         node.local_grad[0] = local_grad
         retain(child)
-    return value_of(node)
+    return new_handle(node)
 
 
 cdef inline Value two_children(Kind kind, double data, Node* left, Node* right, double left_grad,
@@ -230,7 +283,7 @@ cdef inline Value two_children(Kind kind, double data, Node* left, Node* right, 
         node.local_grad[1] = right_grad
         retain(left)
         retain(right)
-    return value_of(node)
+    return new_handle(node)
 
 
 cdef Value plus(Value a, Value b):
@@ -245,7 +298,7 @@ cdef Value times(Value a, Value b):
 cdef inline Value with_number(Kind kind, double data, Node* left, double number,
                               double left_grad, double right_grad):
     """Return an op with a constant; nothing is linked if memory runs out at the second node."""
-    cdef Value value = value_of(new_node(LEAF, data))
+    cdef Value value = new_handle(new_node(LEAF, data))
     cdef Node* node = value.node
     cdef Node* constant
     if not no_grad_depth:
@@ -312,7 +365,6 @@ cdef Value to_the(Value a, double exponent):
     return result
 
 
-@cython.freelist(1024)
 cdef class Value:
     """Value(data, children=(), local_grads=())
 --
@@ -343,8 +395,7 @@ cdef class Value:
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to us
 
     def __cinit__(self, *args, **kwargs):
-        self.initialized = node_for_next_handle is not NULL
-        self.node = node_for_next_handle if self.initialized else new_node(LEAF, 0.0)
+        self.node = new_node(LEAF, 0.0)
         attach(<PyObject*>self, self.node)
 
     def __init__(self, data, children=(), local_grads=()):
@@ -360,12 +411,6 @@ cdef class Value:
             adopt_children(self.node, children, local_grads)  # first, because it can fail
         self.node.data = number
         self.initialized = True
-
-    def __dealloc__(self):
-        if self.node is not NULL:
-            if self.node.handle is <PyObject*>self:
-                self.node.handle = NULL
-            release(self.node)
 
     @property
     def data(self):
@@ -1567,5 +1612,6 @@ def annotate():
 
 annotate()
 del annotate
+(<PyTypeObject*>Value).tp_dealloc = free_handle
 (<dict>(<PyTypeObject*>Replay).tp_dict).pop("__pyx_vtable__")  # which help() would show
 PyType_Modified(Replay)

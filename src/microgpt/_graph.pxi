@@ -21,38 +21,39 @@ cdef inline Node* child_at(Node* node, Py_ssize_t i) noexcept nogil:
     return block.inputs[i] if i < block.n_inputs else NULL
 
 
+cdef inline void drop(Node* node, Node** dead) noexcept:
+    """Drop one reference; at zero put the node on a list, linked by the handle it has no more."""
+    node.refs -= node.refs != MANY_REFS
+    if node.refs == 0:
+        node.handle = <PyObject*>dead[0]
+        dead[0] = node
+
+
 cdef void release(Node* node) noexcept:
     """Drop one reference; free the node at zero, and what only it kept alive."""
-    cdef Node* dead = NULL  # linked by handle: a node without references has none
+    cdef Node* dead = NULL
     cdef Node* child
-    cdef Block* block
     cdef Py_ssize_t i
-    if node.refs == MANY_REFS:
-        return
-    node.refs -= 1
-    if node.refs:
-        return
-    node.handle = NULL
-    dead = node
+    drop(node, &dead)
     while dead is not NULL:
         node = dead
         dead = <Node*>node.handle
-        i = 0
-        child = child_at(node, 0)
-        while child is not NULL:
-            child.refs -= child.refs != MANY_REFS
-            if child.refs == 0:
-                child.handle = <PyObject*>dead
-                dead = child
-            i += 1
-            child = child_at(node, i)
-        if node.kind == CUSTOM:
-            PyMem_RawFree(node.right)
-        elif node.kind == ELEMENT:
-            block = block_of(node.left)
-            block.elements[<uintptr_t>node.right] = NULL
-        elif node.kind == BLOCK:
-            free_block(block_of(node))
+        if LEAF < node.kind <= CUSTOM2:  # the most common ops: no questions for each child
+            drop(node.left, &dead)
+            drop(<Node*>node.right, &dead)
+        elif node.kind != LEAF:
+            i = 0
+            child = child_at(node, 0)
+            while child is not NULL:
+                drop(child, &dead)
+                i += 1
+                child = child_at(node, i)
+            if node.kind == CUSTOM:
+                PyMem_RawFree(node.right)
+            elif node.kind == ELEMENT:
+                block_of(node.left).elements[<uintptr_t>node.right] = NULL
+            elif node.kind == BLOCK:
+                free_block(block_of(node))
         free_node(node)
 
 
