@@ -463,6 +463,23 @@ def test_attention_by_hand(core):
     assert_close(v.grad.tolist(), [[0.25], [0.75]], 1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_attention_of_one_row_has_the_same_bits_without_a_backward(core, dtype):
+    """The compiled core has a kernel of its own for it."""
+    rng = random.Random(0)
+    for n_head, head_dim, keys in [
+        (1, 1, 1), (2, 3, 4), (3, 4, 9), (4, 4, 16), (4, 5, 7), (5, 16, 3), (6, 17, 2), (9, 33, 5),
+    ]:  # fmt: skip
+        n = n_head * head_dim
+        q, k, v = (
+            core.Matrix.of([[rng.gauss(0, 2) for _ in range(n)] for _ in range(rows)], dtype)
+            for rows in (1, keys, keys)
+        )
+        with core.no_grad():
+            alone = core.attention(q, k, v, n_head).tolist()
+        assert alone == core.attention(q, k, v, n_head).tolist()
+
+
 def test_attention_divides_scores_by_the_root_of_the_head_size(core):
     q = core.Matrix.of([[1, 1, 1, 1]])
     k = core.Matrix.of([[0] * 4, [LOG3 / 2] * 4])  # scores 0 and 2 log 3, over sqrt(4)

@@ -270,25 +270,27 @@ def test_what_cannot_be_drawn_from_is_refused(core, row, options, error, words):
 
 
 def chain(core):
-    """A replay whose token i is followed by i + 1, of five."""
+    """A replay whose token i is followed by i + 1, of five, and what it gives for each token."""
     table = core.Matrix.of([[float(j == (i + 1) % 5) for j in range(5)] for i in range(5)])
-    return core.Replay(lambda ids: core.embedding(table, ids))
+    after = [core.embedding(table, [i]) for i in range(5)]
+    return core.Replay(lambda ids: core.embedding(table, ids)), after
 
 
 def test_tokens_are_drawn_until_the_end_or_the_one_to_stop_at(core):
-    replay, cache = chain(core), SimpleNamespace(length=2)
+    (replay, after), cache = chain(core), SimpleNamespace(length=2)
     for _ in range(3):
         cache.length = 2
-        assert core.draw_tokens(replay, cache, 0, 100, 4, random.Random(0)) == [1, 2, 3, 4]
-        assert cache.length == 6
-        assert core.draw_tokens(replay, cache, 4, 9, 4, random.Random(0)) == [0, 1, 2]
-        assert cache.length == 9
-        assert core.draw_tokens(replay, cache, 4, 9, 4, None) == []
+        assert core.draw_tokens(replay, cache, after[0], 100, 4, random.Random(0)) == [1, 2, 3, 4]
+        assert cache.length == 5
+        assert core.draw_tokens(replay, cache, after[4], 7, 4, random.Random(0)) == [0, 1, 2]
+        assert cache.length == 7
+        assert core.draw_tokens(replay, cache, after[4], 7, 4, None) == [0]
+        assert cache.length == 7
 
 
 def test_python_in_the_middle_of_a_draw_changes_no_token_but_what_it_does(core):
     """A generator may call the replay itself, or raise."""
-    replay, cache = chain(core), SimpleNamespace(length=0)
+    (replay, after), cache = chain(core), SimpleNamespace(length=0)
 
     class Meddling(random.Random):
         def random(self):
@@ -299,9 +301,61 @@ def test_python_in_the_middle_of_a_draw_changes_no_token_but_what_it_does(core):
             return super().random()
 
     with pytest.raises(LookupError):
-        core.draw_tokens(replay, cache, 0, 100, 4, Meddling(0))
+        core.draw_tokens(replay, cache, after[0], 100, 4, Meddling(0))
     assert cache.length == 3
     cache.length = 0
-    assert core.draw_tokens(replay, cache, 0, 3, 4, Meddling(0)) == [1, 2, 3]
+    assert core.draw_tokens(replay, cache, after[0], 2, 4, Meddling(0)) == [1, 2, 3]
     with pytest.raises((TypeError, AttributeError)):
-        core.draw_tokens(core.Replay(lambda ids: None), cache, 0, 100, 4, random.Random(0))
+        nothing = core.Replay(lambda ids: None)
+        core.draw_tokens(nothing, cache, after[0], 100, 4, random.Random(0))
+
+
+class Counting(random.Random):
+    calls = 0
+
+    def random(self):
+        self.calls += 1
+        return super().random()
+
+
+class Rerun(mg.GPT):
+    """Not replayable: every token is computed by the model's Python."""
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"prompt": "a"}, {"prompt": "mia"}, {"length": 30}, {"prompt": "a", "length": 30},
+    {"temperature": 1.5, "top_k": 3}, {"prompt": "olivia", "length": 21, "top_p": 0.8},
+])  # fmt: skip
+def test_what_documents_begin_with_is_computed_once_and_changes_no_sample(run, options):
+    """The same documents as one by one, and as without a replay; one number is drawn per token."""
+    rng, other = Counting(5), Counting(5)
+    docs = mg.generate(run, n=12, rng=rng, **options)
+    assert docs == [mg.generate(run, n=1, rng=other, **options)[0] for _ in range(12)]
+    assert rng.calls == other.calls
+    length = options.get("length", run.model.config.block_size)
+    drawn = sum(len(doc) - len(options.get("prompt", "")) + (len(doc) < length) for doc in docs)
+    assert rng.calls == drawn
+    model = Rerun(run.model.config, random.Random(0))
+    for mine, its in zip(model.state_dict.values(), run.model.parameters(), strict=True):
+        mine.load(its)
+    limits = {key: value for key, value in options.items() if key != "prompt"}
+    prompt = run.tokenizer.encode(options.get("prompt", ""))[1:-1]
+    rng = random.Random(5)
+    assert docs == [
+        run.tokenizer.decode(mg.sample(model, run.tokenizer.bos, rng, prompt=prompt, **limits))
+        for _ in range(12)
+    ]
+
+
+def test_the_numbers_of_a_model_may_change_between_two_calls():
+    docs = ["emma", "olivia", "ava"]
+    run = mg.train(docs, steps=5)
+    mg.generate(run, n=3, rng=random.Random(1))
+    for param in run.model.state_dict.values():
+        param.load(param * 3.0)
+    changed = mg.generate(run, n=3, temperature=1.0, rng=random.Random(1))
+    fresh = mg.train(docs, steps=5)
+    before = mg.generate(fresh, n=3, temperature=1.0, rng=random.Random(1))
+    for param in fresh.model.state_dict.values():
+        param.load(param * 3.0)
+    assert mg.generate(fresh, n=3, temperature=1.0, rng=random.Random(1)) == changed != before

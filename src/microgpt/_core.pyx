@@ -94,6 +94,9 @@ cdef extern from "_kernels.h" nogil:
         void (*attention_forward)(
             void*, void*, const void*, const void*, const void*, const Index*, Index, Index,
             Index, Index) noexcept nogil
+        void (*attention_row_forward)(
+            void*, void*, const void*, const void*, const void*, const Index*, Index, Index,
+            Index) noexcept nogil
         void (*attention_backward)(
             void*, int, void*, int, void*, int, const void*, void*, const Index*, Index, Index,
             Index, Index) noexcept nogil
@@ -109,6 +112,7 @@ cdef extern from "_kernels.h" nogil:
             Index) noexcept nogil
         Index (*linear_workspace_size)(Index, Index) noexcept nogil
         Index (*attention_workspace_size)(const Index*, Index, Index, Index, Index) noexcept nogil
+        Index (*attention_row_workspace_size)(Index, Index, Index) noexcept nogil
     cdef enum:
         FLOAT64
         FLOAT32
@@ -1124,6 +1128,7 @@ cdef Matrix record(Node* node):
         refuse_numbers(node)
     if no_grad_depth and tape is NULL:
         block.op = NONE
+        block.detached = False
         block.n_inputs = 0
         free_buffer(block.saved, block.saved_capacity)
         block.saved = NULL
@@ -1133,7 +1138,6 @@ cdef Matrix record(Node* node):
         for i in range(block.n_inputs):
             retain(block.inputs[i])
         if tape is not NULL:
-            block.detached = no_grad_depth != 0
             note(node)
     return matrix_of(node)
 
@@ -1192,6 +1196,7 @@ cdef Node* block_op(Op op, Py_ssize_t rows, Py_ssize_t cols, IdBuffer* ids, Matr
     block = block_of(node)
     block.ids = ids
     block.n_head = n_head
+    block.detached = no_grad_depth != 0
     block.inputs[0] = a.node
     if b is not None:
         block.inputs[1] = b.node

@@ -601,27 +601,25 @@ def draw_token(
 
 
 def draw_tokens(
-    replay: Replay, cache: Any, token: int, end: int, stop: int, rng: Any,
+    replay: Replay, cache: Any, probs: Matrix, end: int, stop: int, rng: Any,
     top_k: int | None = None, top_p: float | None = None,
 ) -> list[int]:  # fmt: skip
     """Return the tokens drawn one after another, each fed to a model to draw the next.
 
     replay: takes the list of one token and returns a Matrix whose last row `draw_token` draws
         from; it is called with the position as key.
-    cache: its `length` is the position, set before and counted on with every token.
+    cache: its `length` is the position: how many tokens the model has seen.
+    probs: a Matrix whose last row the first token is drawn from.
     end: the position to end at. stop: the token after which to end; it is in the list then.
     """
-    tokens = []
+    tokens = [draw_token(probs.tolist()[-1], rng, top_k, top_p)]
     position = cache.length
-    while position < end:
+    while tokens[-1] != stop and position < end:
         cache.length = position
-        probs = replay([token], key=position).tolist()[-1]
+        probs = replay(tokens[-1:], key=position)
         position += 1
-        token = draw_token(probs, rng, top_k, top_p)
-        tokens.append(token)
-        if token == stop:
-            break
-    cache.length = position
+        cache.length = position
+        tokens.append(draw_token(probs.tolist()[-1], rng, top_k, top_p))
     return tokens
 
 

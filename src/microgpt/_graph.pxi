@@ -103,6 +103,11 @@ cdef inline void clear_grad(Block* block) noexcept nogil:
         block.grad_is_zero = True
 
 
+cdef inline bint is_single_row(Block* y) noexcept nogil:
+    """Whether attention_row_forward serves: for one row, as in generation, without backward."""
+    return y.detached and y.rows == 1 and y.dtype == FLOAT64
+
+
 cdef Py_ssize_t numbers_saved(Block* y) except -1:
     """Return how many numbers the forward of a block saves for its backward, or works with."""
     cdef Py_ssize_t n
@@ -114,6 +119,9 @@ cdef Py_ssize_t numbers_saved(Block* y) except -1:
         return size_of(y.inputs[0])
     if y.op != ATTENTION:
         return 0
+    if is_single_row(y):
+        return kernels[y.dtype].attention_row_workspace_size(
+            block_of(y.inputs[1]).rows, y.cols, y.n_head)
     n = kernels[y.dtype].attention_workspace_size(
         y.ids.items, y.rows, block_of(y.inputs[1]).rows, y.cols, y.n_head
     )
@@ -134,22 +142,23 @@ cdef bint block_forward(Node* node) noexcept nogil:
     cdef Block* y = block_of(node)
     cdef const Kernels* of_type = kernels[y.dtype]
     cdef int i
-    for i in range(y.n_inputs):
-        y.seen[i] = owner_of(y.inputs[i]).version
-    y.made = y.version
+    if not y.detached:
+        for i in range(y.n_inputs):
+            y.seen[i] = owner_of(y.inputs[i]).version
+        y.made = y.version
     cdef Block* a = block_of(y.inputs[0])
     cdef Block* b = block_of(y.inputs[1]) if y.n_inputs > 1 else NULL
     cdef Block* c = block_of(y.inputs[2]) if y.n_inputs > 2 else NULL
+    if is_elementwise(y.op):
+        return of_type.elementwise_forward(
+            y.op - MATRIX_ADD, y.data, a.data, NULL if b is NULL else b.data, y.rows, y.cols,
+            a.rows, 0 if b is NULL else b.rows)
     if y.op == LOAD:
         copy_numbers(a, b)
         owner_of(y.inputs[0]).version += 1
         n_changes += 1
     elif y.op == EMBEDDING:
         of_type.embedding_forward(y.data, a.data, y.ids.items, y.rows, y.cols)
-    elif is_elementwise(y.op):
-        return of_type.elementwise_forward(
-            y.op - MATRIX_ADD, y.data, a.data, NULL if b is NULL else b.data, y.rows, y.cols,
-            a.rows, 0 if b is NULL else b.rows)
     elif y.op == LINEAR:
         of_type.linear_forward(y.data, y.saved, a.data, b.data, y.rows, a.cols, y.cols)
     elif y.op == RMSNORM:
@@ -159,8 +168,12 @@ cdef bint block_forward(Node* node) noexcept nogil:
     elif y.op == SOFTMAX:
         of_type.softmax_forward(y.data, a.data, y.temperature, y.rows, y.cols)
     elif y.op == ATTENTION:
-        of_type.attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items, y.rows, b.rows,
-                          y.cols, y.n_head)
+        if is_single_row(y):
+            of_type.attention_row_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items,
+                                          b.rows, y.cols, y.n_head)
+        else:
+            of_type.attention_forward(y.data, y.saved, a.data, b.data, c.data, y.ids.items,
+                                      y.rows, b.rows, y.cols, y.n_head)
     elif y.op == ATTENTION_WEIGHTS:
         of_type.attention_weights_forward(y.data, a.data, b.data, y.ids.items,
                                   a.rows, b.rows, a.cols, y.n_head)

@@ -1228,6 +1228,86 @@ static void attention_forward(real *y, real *saved, const real *q, const real *k
     }
 }
 
+#if MICROGPT_REAL == 64
+
+/* scores[s] = q4 . k[s] for up to 4 heads, whose first element of key 0 is at k */
+INLINE void head_scores(real *scores, const real *q4, const real *k, Index keys, Index n,
+                        Index head_dim, const Index heads)
+{
+    for (Index s = 0; s < keys; s++, k += n) {
+        quad sum = quad_all(0);
+        for (Index j = 0; j < head_dim; j += 4) {
+            quad part[4];
+            gather_heads(part, k + j, head_dim, heads, head_dim - j < 4 ? head_dim - j : 4);
+            for (Index i = 0; i < 4 && j + i < head_dim; i++)
+                sum = plus_product(sum, quad_at(q4 + (j + i) * 4), part[i]);
+        }
+        quad_put(scores + s * 4, sum);
+    }
+}
+
+/* y = the sum over the keys of weights[s] * v[s], for count quads of the elements of one head, of
+ * the last of which `last` exist */
+INLINE void value_sums(const int count, real *y, const real *weights, const real *v, Index keys,
+                       Index n, Index last)
+{
+    quad sum[4];
+    for (int i = 0; i < count; i++)
+        sum[i] = quad_all(0);
+    for (Index s = 0; s < keys; s++, v += n) {
+        quad weight = quad_all(weights[s * 4]);
+        for (int i = 0; i < count; i++)
+            sum[i] = plus_product(sum[i], weight,
+                                       quad_at_first(v + i * 4, i == count - 1 ? last : 4));
+    }
+    for (int i = 0; i < count; i++)
+        quad_put_first(y + i * 4, sum[i], i == count - 1 ? last : 4);
+}
+
+/* attention_forward of one row, without what backward needs: keys and values are read where they
+ * stand, because to pack them takes longer than what one row computes of them. All sums are those
+ * of attention_forward, in the same order, which holds where a vec has one number of each head. */
+static void attention_row_forward(real *y, real *scratch, const real *q, const real *k,
+                                  const real *v, const Index *first_key, Index S, Index n,
+                                  Index n_head)
+{
+    Index head_dim = n / n_head, depth = rounded_up(head_dim, PLACES), keys = S - *first_key;
+    real scale = 1.0 / sqrt((double)head_dim), *weights = scratch + 4 * depth;
+    k += *first_key * n;
+    v += *first_key * n;
+    for (Index head = 0; head < n_head; head += 4) {
+        Index heads = n_head - head < 4 ? n_head - head : 4, column = head * head_dim;
+        pack_heads(scratch, q + column, scale, 1, n, head_dim, depth, heads);
+        if (heads == 4)
+            head_scores(weights, scratch, k + column, keys, n, head_dim, 4);
+        else
+            head_scores(weights, scratch, k + column, keys, n, head_dim, heads);
+        softmax_heads(weights, keys);
+        for (Index h = 0; h < heads; h++)
+            for (Index j = 0; j < head_dim; j += 16) {
+                Index place = column + h * head_dim + j, left = head_dim - j;
+#define SUMS(count) value_sums(count, y + place, weights + h, v + place, keys, n, left - 4 * count + 4)
+                switch ((left + 3) / 4) {
+                case 1: SUMS(1); break;
+                case 2: SUMS(2); break;
+                case 3: SUMS(3); break;
+                default: SUMS(4); break;
+                }
+#undef SUMS
+            }
+    }
+}
+
+static Index attention_row_workspace_size(Index S, Index n, Index n_head)
+{
+    return 4 * (rounded_up(n / n_head, 4) + rounded_up(S, 4));
+}
+
+#else
+#define attention_row_forward NULL
+#define attention_row_workspace_size NULL
+#endif
+
 INLINE void attention_backward_rows(const int rows, real *dq, int first, real *dk4, real *dv4,
                                     real *dweights, const real *dy4, const real *weights,
                                     const real *q4, const real *k4, const real *v4, real scale,
@@ -1392,6 +1472,7 @@ const Kernels THESE = {
     attention_weights_forward,
     attention_weights_backward,
     attention_forward,
+    attention_row_forward,
     attention_backward,
     cross_entropy_forward,
     cross_entropy_backward,
@@ -1401,4 +1482,5 @@ const Kernels THESE = {
     linear_update,
     linear_workspace_size,
     attention_workspace_size,
+    attention_row_workspace_size,
 };

@@ -78,6 +78,11 @@ typedef struct {
     void (*attention_forward)(real *y, real *saved, const real *q, const real *k,
                               const real *v, const Index *first_key, Index T, Index S, Index n,
                               Index n_head);
+    /* The same of one row that needs no backward, to the same bits; it works with
+     * attention_row_workspace_size numbers. Only of 64-bit numbers, else NULL. */
+    void (*attention_row_forward)(real *y, real *scratch, const real *q, const real *k,
+                                  const real *v, const Index *first_key, Index S, Index n,
+                                  Index n_head);
     void (*attention_backward)(real *dq, int first_dq, real *dk, int first_dk, real *dv,
                                int first_dv, const real *dy, real *saved,
                                const Index *first_key, Index T, Index S, Index n, Index n_head);
@@ -101,6 +106,7 @@ typedef struct {
     Index (*linear_workspace_size)(Index T, Index nin);
     Index (*attention_workspace_size)(const Index *first_key, Index T, Index S, Index n,
                                       Index n_head);
+    Index (*attention_row_workspace_size)(Index S, Index n, Index n_head);
 } Kernels;
 
 enum { FLOAT64, FLOAT32, N_TYPES }; /* places in a table of number types */

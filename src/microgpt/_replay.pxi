@@ -494,6 +494,17 @@ cdef class _Graph:
         self.known = fits or self.fit()
         return self.known
 
+    cdef bint load_token(self, Py_ssize_t token) noexcept:
+        """Take one id instead of the one that stands there; return False if more would change."""
+        cdef IdBuffer* ids
+        if len(self.ids) != 1 or self.ids[0] is None or self.derived:
+            return False
+        ids = (<_Ids>self.ids[0]).buffer
+        if ids.n != 1 or ids.are_starts or not 0 <= token < ids.limit:
+            return False
+        ids.items[0] = token
+        return True
+
     cdef bint fit(self) except -1:
         """Give every block the rows that follow from the ids; return False if they do not fit.
 
@@ -650,7 +661,7 @@ cdef bint forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
         node = steps[i].node
         if node.kind == MEAN:
             node.data = mean_of(node.left)
-        elif block_forward(node):
+        elif block_of(node).op != VIEW and block_forward(node):
             return False
     return True
 
@@ -658,6 +669,7 @@ cdef bint forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
 cdef enum:
     MAX_ENTRIES = 1 << 23  # of the graphs of one Replay together: 64 MiB
     MAX_ARGUMENTS = 29  # one bit each
+    MAX_STEPS = 1 << 16
 
 
 @cython.final
@@ -676,12 +688,14 @@ cdef class Replay:
 
     cdef readonly object f
     cdef dict graphs
+    cdef list steps  # graphs of single tokens, each at its position, which is its key; or None
     cdef bint initialized
 
     def __cinit__(self, f):
         checks.function(f)
         self.f = f
         self.graphs = {}
+        self.steps = []
 
     def __init__(self, f):
         if self.initialized:
@@ -689,7 +703,7 @@ cdef class Replay:
         self.initialized = True
 
     def __dealloc__(self):
-        self.graphs = None  # their buffers are spare now
+        self.graphs = self.steps = None  # their buffers are spare now
         give_back_large_buffers()
 
     def __repr__(self):
@@ -723,8 +737,43 @@ cdef class Replay:
                 and graph.forward()):
             return matrix_of(graph.root) if graph.root.kind == BLOCK else value_of(graph.root)
         graph = None
-        self.graphs.pop(key, None)
+        self.forget(key)
         return self.record(key, ids)
+
+    cdef int forget(self, object key) except -1:
+        """Drop a graph, or with None all of them."""
+        self.steps = []
+        if key is None:
+            self.graphs.clear()
+        else:
+            self.graphs.pop(key, None)
+        return 0
+
+    cdef int keep(self, Py_ssize_t position) except -1:
+        """Note the graph of a position, for `step`."""
+        if position >= MAX_STEPS:
+            return 0
+        while len(self.steps) <= position:
+            self.steps.append(None)
+        self.steps[position] = self.graphs.get((position, 4))  # the kind: see `call`
+        return 0
+
+    cdef Block* step(self, Py_ssize_t position, Py_ssize_t token) except? NULL:
+        """Compute the graph of a position for one token, as `call` does, without objects.
+
+        Returns its block, valid until any Python runs; NULL if the function has to be called.
+        """
+        cdef _Graph graph
+        if (tape is not NULL or no_grad_depth or n_traversals or n_updates_beside
+                or not 0 <= position < len(self.steps)):
+            return NULL  # with traversals: a thread may be changing what the graph reads
+        graph = self.steps[position]
+        if (graph is None or graph.busy or not graph.known or graph.root.kind != BLOCK
+                or graph.entries >= LONG_TRAVERSAL and not graph.loads
+                or graph.can_be_reached(False) or not graph.load_token(token)
+                or not forward_steps(graph.steps, graph.n)):
+            return NULL
+        return block_of(graph.root)
 
     cdef object record(self, object key, tuple ids):
         """Run the function, and keep the graph if it can be computed again."""
@@ -745,7 +794,7 @@ cdef class Replay:
             for other in self.graphs.values():
                 entries += other.entries
             if entries + graph.entries > MAX_ENTRIES:
-                self.graphs.clear()
+                self.forget(None)
             self.graphs[key] = graph
         return result
 
@@ -754,52 +803,51 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
                        object top_p) except -1:
     """Return what `draw_token` does; random: the method of the generator, or None.
 
-    It may run any Python, so the numbers are kept by the caller, and none is read before it that
-    a decision after it needs.
+    probs: they become their own running sums. random may run any Python, so they are kept by the
+        caller, and no Python can reach them.
     """
-    cdef double total = 0.0, least = 0.0, part, sum = 0.0
-    cdef Py_ssize_t i, best = 0, n_kept = n
-    cdef Py_ssize_t* likely = NULL
+    cdef double total = 0.0, least = 0.0, part
+    cdef Py_ssize_t i, best = 0
     for i in range(n):
         total += probs[i]
-        if probs[i] > probs[best]:
-            best = i
         if probs[i] < least:
             least = probs[i]
     if n == 0 or not isfinite(total) or random is not None and (least < 0.0 or total <= 0.0):
         refuse(checks.row_to_draw_from, (n, least, total, random is None))
     if random is None:
+        for i in range(n):
+            if probs[i] > probs[best]:
+                best = i
         return best
     if top_k is not None or top_p is not None:
-        limit = n if top_k is None else min(n, top_k)
-        part = 1.0 if top_p is None else top_p
-        likely = <Py_ssize_t*>allocate(n * sizeof(Py_ssize_t))
-        try:
-            sort_by_probability(likely, probs, n)
-            n_kept = limit
-            if top_p is not None:
-                total = 0.0
-                for i in range(limit):
-                    total += probs[likely[i]]
-                n_kept = 1
-                for i in range(limit):
-                    sum += probs[likely[i]]
-                    n_kept += sum < part * total
-                n_kept = min(n_kept, limit)
-            for i in range(n_kept, n):
-                probs[likely[i]] = 0.0
-        finally:
-            PyMem_RawFree(likely)
-    total = 0.0
-    for i in range(n):
-        total += probs[i]
-    part = <double>random() * total
-    sum = 0.0
-    for i in range(n - 1):
-        sum += probs[i]
-        if part < sum:
-            return i
-    return n - 1
+        keep_likely(probs, n, n if top_k is None else min(n, top_k), top_p)
+    for i in range(1, n):
+        probs[i] += probs[i - 1]
+    part = <double>random() * probs[n - 1]
+    i = 0
+    while i < n - 1 and not part < probs[i]:
+        i += 1
+    return i
+
+
+cdef int keep_likely(double* probs, Py_ssize_t n, Py_ssize_t limit, object top_p) except -1:
+    """Set to 0 all but the `limit` largest, and of these all that top_p leaves out."""
+    cdef double total = 0.0, part = 1.0 if top_p is None else top_p, sum = 0.0
+    cdef Py_ssize_t i, n_kept = limit
+    cdef Py_ssize_t* likely = <Py_ssize_t*>allocate(n * sizeof(Py_ssize_t))
+    sort_by_probability(likely, probs, n)
+    if top_p is not None:
+        for i in range(limit):
+            total += probs[likely[i]]
+        n_kept = 1
+        for i in range(limit):
+            sum += probs[likely[i]]
+            n_kept += sum < part * total
+        n_kept = min(n_kept, limit)
+    for i in range(n_kept, n):
+        probs[likely[i]] = 0.0
+    PyMem_RawFree(likely)
+    return 0
 
 
 cdef void sort_by_probability(Py_ssize_t* indices, double* probs, Py_ssize_t n) noexcept:
@@ -841,36 +889,56 @@ def draw_token(probs, rng, top_k=None, top_p=None):
         free_buffer(row, n * sizeof(double))
 
 
-def draw_tokens(Replay replay not None, cache, token, end, stop, rng, top_k=None, top_p=None):
+def draw_tokens(Replay replay not None, cache, probs, end, stop, rng, top_k=None, top_p=None):
     """Return the tokens drawn one after another, each fed to a model to draw the next.
 
     replay: takes the list of one token and returns a Matrix whose last row `draw_token` draws
         from; it is called with the position as key.
-    cache: its `length` is the position, set before and counted on with every token.
+    cache: its `length` is the position: how many tokens the model has seen.
+    probs: a Matrix whose last row the first token is drawn from.
     end: the position to end at. stop: the token after which to end; it is in the list then.
     """
-    cdef Matrix result
-    cdef double* probs
-    cdef Py_ssize_t n, i
+    cdef Py_ssize_t token, position, last = end, stopping = stop
+    cdef Block* block = block_of((<Matrix?>probs).node)
+    cdef Py_ssize_t n = block.cols
+    cdef double* row = <double*>new_buffer(n * sizeof(double))  # which no Python can reach
     cdef list tokens = []
-    top_k, top_p = checks.draw_limits(top_k, top_p)
-    random = None if rng is None else rng.random
-    position = cache.length
-    while position < end:
-        cache.length = position
-        result = <Matrix?>replay.call(([token],), position)
-        position += 1
-        n = cols_in(result)
-        probs = <double*>new_buffer(n * sizeof(double))  # which no Python can reach
-        try:
-            for i in range(n):
-                probs[i] = number_at(block_of(result.node), (rows_in(result) - 1) * n + i)
-            result = None  # so that its graph can be replayed
-            token = choose(probs, n, random, top_k, top_p)
-        finally:
-            free_buffer(probs, n * sizeof(double))
-        tokens.append(token)
-        if token == stop:
-            break
-    cache.length = position
-    return tokens
+    try:
+        numbers_are_read()
+        require_whole((<Matrix>probs).node)
+        copy_last_row(row, block)
+        if top_k is not None or top_p is not None:
+            top_k, top_p = checks.draw_limits(top_k, top_p)
+        random = None if rng is None else rng.random
+        position = cache.length
+        while True:
+            token = choose(row, n, random, top_k, top_p)
+            tokens.append(token)
+            if token == stopping or position >= last:
+                return tokens
+            block = replay.step(position, token)
+            if block is NULL:
+                cache.length = position
+                probs = replay.call(([token],), position)
+                replay.keep(position)
+                block = block_of((<Matrix?>probs).node)
+                require_whole((<Matrix>probs).node)
+            if block.cols != n:
+                free_buffer(row, n * sizeof(double))
+                row, n = NULL, block.cols
+                row = <double*>new_buffer(n * sizeof(double))
+            copy_last_row(row, block)
+            probs = None  # so that its graph can be replayed
+            position += 1
+            cache.length = position
+    finally:
+        free_buffer(row, n * sizeof(double))
+
+
+cdef void copy_last_row(double* row, Block* block) noexcept:
+    cdef Py_ssize_t i, n = block.cols, first = (block.rows - 1) * n
+    if block.dtype == FLOAT64:
+        memcpy(row, <double*>block.data + first, n * sizeof(double))
+    else:
+        for i in range(n):
+            row[i] = number_at(block, first + i)

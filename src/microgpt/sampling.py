@@ -95,21 +95,23 @@ class _Sampler:
         self._temperature, self._limits = min(temperature, 1e290), checks.draw_limits(top_k, top_p)
         self._model, self._cache = model, Cache(model.config)
         self._replay = Replay(self._probabilities) if model.replayable else None
+        self._start: Sequence[int] = ()  # the tokens that the cache holds from its first row on
+        self._after_start: Matrix | None = None
 
     def sample(self, bos: int, rng: Random, prompt: Sequence[int], length: int) -> list[int]:
         cache, tokens = self._cache, list(prompt)
+        draw_from = None if self._greedy else rng
         pending = [bos, *tokens]  # what the model has not seen yet
         cache.length = 0
         while len(tokens) < length:
-            room = cache.block_size - cache.length
-            if room < len(pending):  # continue with the latest half
-                cache.length, room = 0, cache.block_size
+            if cache.block_size - cache.length < len(pending):  # continue with the latest half
+                cache.length = 0
                 pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
-            draw_from = None if self._greedy else rng
-            if len(pending) == 1 and self._replay is not None:  # the same loop, in the core
-                end = cache.length + min(room, length - len(tokens))
+            if self._replay is not None:  # the same loop, in the core
+                probs = self._from_start(pending)
+                end = min(cache.block_size, cache.length + length - len(tokens) - 1)
                 tokens += draw_tokens(
-                    self._replay, cache, pending[0], end, bos, draw_from, *self._limits
+                    self._replay, cache, probs, end, bos, draw_from, *self._limits
                 )
             else:
                 row = self._probabilities(pending).tolist()[-1]
@@ -118,6 +120,18 @@ class _Sampler:
                 return tokens[:-1]
             pending = tokens[-1:]
         return tokens
+
+    def _from_start(self, tokens: Sequence[int]) -> Matrix:
+        """Return the probabilities after tokens, the first of a document or of a window.
+
+        All documents of a call begin alike: BOS and the prompt are computed for the first one, and
+        for the next ones they are in the cache.
+        """
+        if self._after_start is None or tokens != self._start:
+            self._after_start, self._start = None, tokens  # in case of an error
+            self._after_start = self._probabilities(tokens)
+        self._cache.length = len(tokens)
+        return self._after_start
 
     def _probabilities(self, tokens: Sequence[int]) -> Matrix:
         with no_grad():
