@@ -166,55 +166,61 @@ cdef void disown(Node* node) noexcept:
 # and `__dealloc__` handles arguments and puts exceptions aside, which takes longer than the rest.
 # No Python code runs in either.
 
-cdef struct Handle:  # a Value, as memory
-    PyObject head
-    Node* node  # in a free Handle the next one
+cdef extern from *:
+    """
+    #if CYTHON_USE_TYPE_SPECS
+    #error "Value must be a static type: free_handle gives back no reference to it"
+    #endif
+    """
 
 
 cdef enum:
     MAX_SPARE_HANDLES = 1024
 
 
-cdef Handle* spare_handles = NULL
+cdef PyObject* spare_handles = NULL  # memory of deallocated Values, linked by `node`
 cdef int n_spare_handles = 0
 
 
 cdef Value new_handle(Node* node):
     """Return the handle of a scalar node that has none."""
     global spare_handles, n_spare_handles
-    cdef Handle* handle = spare_handles
+    cdef PyObject* memory = spare_handles
     cdef Value value
-    if handle is not NULL:
-        spare_handles = <Handle*>handle.node
+    if memory is not NULL:
+        spare_handles = <PyObject*>(<Value>memory).node
         n_spare_handles -= 1
-        unpoison(handle, (<PyTypeObject*>Value).tp_basicsize)
+        unpoison(memory, sizeof(PyObject))
     else:
-        handle = <Handle*>PyObject_Malloc((<PyTypeObject*>Value).tp_basicsize)
-        if handle is NULL:
+        memory = PyObject_Malloc((<PyTypeObject*>Value).tp_basicsize)
+        if memory is NULL:
             disown(node)
             raise MemoryError
-    value = PyObject_Init(<PyObject*>handle, <PyTypeObject*>Value)
+    value = PyObject_Init(memory, <PyTypeObject*>Value)
     value.node = node
     value.initialized = True
     attach(<PyObject*>value, node)
     return value
 
 
-cdef void free_handle(PyObject* value) noexcept:
-    """Deallocate a Value, or what subtype_dealloc leaves of a subclass's: Value's tp_dealloc."""
+cdef void free_handle(PyObject* handle) noexcept:
+    """Deallocate a Value, or what subtype_dealloc leaves of a subclass's: Value's tp_dealloc.
+
+    A cast to Value counts no reference as long as only its C fields are used.
+    """
     global spare_handles, n_spare_handles
-    cdef Handle* handle = <Handle*>value
-    if handle.node is not NULL:  # else __cinit__ ran out of memory
-        if handle.node.handle is value:
-            handle.node.handle = NULL
-        release(handle.node)
-    if Py_TYPE(value) is <PyTypeObject*>Value and n_spare_handles < MAX_SPARE_HANDLES:
-        handle.node = <Node*>spare_handles
+    cdef Node* node = (<Value>handle).node
+    if node is not NULL:  # else __cinit__ ran out of memory
+        if node.handle is handle:
+            node.handle = NULL
+        release(node)
+    if Py_TYPE(handle) is <PyTypeObject*>Value and n_spare_handles < MAX_SPARE_HANDLES:
+        (<Value>handle).node = <Node*>spare_handles
         spare_handles = handle
         n_spare_handles += 1
         poison(handle, sizeof(PyObject))
     else:
-        Py_TYPE(value).tp_free(value)
+        Py_TYPE(handle).tp_free(handle)
 
 
 cdef inline Value value_of(Node* node):
