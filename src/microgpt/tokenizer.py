@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from operator import index
 
 
 class Tokenizer:
@@ -89,7 +88,7 @@ class Tokenizer:
         >>> Tokenizer("abc").decode([3, 2, 0, 1, 3])
         'cab'
         """
-        ids = list(map(index, ids))
+        ids = list(ids)
         if ids and ids[0] == self.bos:
             del ids[0]
         if ids and ids[-1] == self.bos:
