@@ -380,6 +380,7 @@ def test_spans_are_packed_with_bos_before_each(core, code):
         (array("B", [1, 2]), [(-1, 1)], ValueError),
         (array("B", [1, 2]), [(1, 1)], ValueError),
         (array("B", []), [(0, 1)], ValueError),
+        (array("B", [1, 2]), [(0, 10**30)], ValueError),
         (array("B", [1, 2]), [(0, "b")], TypeError),
         (array("b", [1, 2]), [(0, 1)], TypeError),
         (array("d", [1, 2]), [(0, 1)], TypeError),

@@ -31,8 +31,8 @@
  *   - 16 rows of a weight's gradient at a time go to Adam; only those of the embeddings are stored.
  *     Straight from the registers it would be slower, most of all in large models: Adam would walk
  *     16 rows of each of three arrays at once.
- *   - Three of four square roots are computed with products, with the bits of the instruction, so that
- *     the divider and the multipliers are both busy.
+ *   - Three of four square roots are computed with products, with the bits of the instruction, so
+ *     that the divider and the multipliers are both busy.
  */
 #include <math.h>
 #include <stdint.h>

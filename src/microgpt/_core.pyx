@@ -61,6 +61,7 @@ cdef extern from "Python.h":
     Value PyObject_Init(PyObject*, PyTypeObject*)
     PyObject* PyObject_Malloc(size_t)
     Py_ssize_t PY_SSIZE_T_MAX
+    Py_ssize_t PyNumber_AsSsize_t(object, PyObject*) except? -1  # NULL: a large one is cut
     Py_ssize_t Py_REFCNT(PyObject*)
 
 
@@ -1512,7 +1513,7 @@ cdef class _Update:
         for i in range(self.n):
             p, m, v = block_of(self.all[i].p), block_of(self.all[i].m), block_of(self.all[i].v)
             if not (p.op == m.op == v.op == NONE) or p.update or m.update or v.update or m is v:
-                self.hold(0)  # the order of the updates would matter
+                self.mark_blocks(False)  # the order of the updates would matter
                 return
             p.update = m.update = v.update = self.all + i
         for i in range(walk.n):
@@ -1522,17 +1523,26 @@ cdef class _Update:
                 if (p.op == NONE and p.update is not NULL and block_of(p.update.p) is p
                         and p.uses == 1 and not p.update.m.mark and not p.update.v.mark):
                     walk.topo[i].update = p.update
-        self.hold(0)
+        self.mark_blocks(False)
+
+    cdef void mark_blocks(self, bint marked) noexcept:
+        """Let the blocks that change know of it, or no longer."""
+        cdef Py_ssize_t i
+        cdef Moments* update
+        for i in range(self.n):
+            update = self.all + i if marked else NULL
+            owner_of(self.all[i].p).update = update
+            owner_of(self.all[i].m).update = update
+            owner_of(self.all[i].v).update = update
 
     cdef void hold(self, int change) noexcept:
-        """Note that the update is made without the GIL, by 1, or no longer is, by -1 or 0."""
-        cdef Py_ssize_t i, j
-        cdef Node* node
+        """Note that the update without the GIL begins, by 1, or ends, by -1."""
+        cdef Py_ssize_t i
         for i in range(self.n):
-            for j in range(3):
-                node = self.all[i].p if j == 0 else self.all[i].m if j == 1 else self.all[i].v
-                owner_of(node).in_use += change
-                owner_of(node).update = self.all + i if change > 0 else NULL
+            owner_of(self.all[i].p).in_use += change
+            owner_of(self.all[i].m).in_use += change
+            owner_of(self.all[i].v).in_use += change
+        self.mark_blocks(change > 0)
 
     cdef void finish(self) noexcept:
         """Update the parameters that are left. Without Python, so no other thread runs."""

@@ -805,14 +805,20 @@ static void linear_backward_x(real *dx, int first, const real *dy, const real *w
     }
 }
 
-/* dw += dy^T x */
+/* dw += dy^T x for some of its rows; dy is given from the column of the first on. */
+static void weight_gradient(real *dw, int first, const real *dy, const real *x, Index count,
+                            Index T, Index nin, Index nout)
+{
+    for (Index o = 0, rows; o < count; o += rows) {
+        rows = tile_rows(count - o, AXPY_ROWS);
+        axpy_rows_of(rows, dw + o * nin, first, dy + o, 1, nout, x, T, nin);
+    }
+}
+
 static void linear_backward_w(real *dw, int first, const real *dy, const real *x, Index T,
                               Index nin, Index nout)
 {
-    for (Index o = 0, rows; o < nout; o += rows) {
-        rows = tile_rows(nout - o, AXPY_ROWS);
-        axpy_rows_of(rows, dw + o * nin, first, dy + o, 1, nout, x, T, nin);
-    }
+    weight_gradient(dw, first, dy, x, nout, T, nin, nout);
 }
 
 /* linear_backward_w and adam in turn for a few rows, while the caches hold them and their
@@ -822,10 +828,7 @@ static void linear_update(real *w, real *m, real *v, real *dw, const real *dy, c
 {
     for (Index o = 0, rows; o < nout; o += rows, w += rows * nin, m += rows * nin, v += rows * nin) {
         rows = tile_rows(nout - o, UPDATE_ROWS);
-        for (Index r = 0, some; r < rows; r += some) {
-            some = tile_rows(rows - r, AXPY_ROWS);
-            axpy_rows_of(some, dw + r * nin, 1, dy + o + r, 1, nout, x, T, nin);
-        }
+        weight_gradient(dw, 1, dy + o, x, rows, T, nin, nout);
         adam(w, dw, m, v, rates, rows * nin);
     }
 }
@@ -1258,7 +1261,7 @@ INLINE void value_sums(const int count, real *y, const real *weights, const real
         quad weight = quad_all(weights[s * 4]);
         for (int i = 0; i < count; i++)
             sum[i] = plus_product(sum[i], weight,
-                                       quad_at_first(v + i * 4, i == count - 1 ? last : 4));
+                                  quad_at_first(v + i * 4, i == count - 1 ? last : 4));
     }
     for (int i = 0; i < count; i++)
         quad_put_first(y + i * 4, sum[i], i == count - 1 ? last : 4);

@@ -247,7 +247,8 @@ def pack_spans(ids, spans, bos):
         if buffer.format[0] not in b"BHI":
             checks.unsigned_array(ids)
         n = buffer.len // buffer.itemsize
-        for begin, end in spans:
+        for first, last in spans:
+            begin, end = PyNumber_AsSsize_t(first, NULL), PyNumber_AsSsize_t(last, NULL)
             if not 0 <= begin < end <= n:
                 refuse(checks.span, (begin, end, n))
             starts.append(len(tokens))
@@ -582,7 +583,7 @@ cdef class _Graph:
                 and n_traversals == 0 and self.entries < LONG_TRAVERSAL)
 
 
-cdef int keep_order(Node* root, Traversal* walk, _Update update) noexcept:
+cdef void keep_order(Node* root, Traversal* walk, _Update update) noexcept:
     """Let the graph of a root, if it is a replayed one, keep its order for other updates."""
     cdef _Graph graph
     if root.kind == MEAN and root.right is not NULL and not walk.has_scalar_leaves:
@@ -591,7 +592,6 @@ cdef int keep_order(Node* root, Traversal* walk, _Update update) noexcept:
         graph.topo, graph.n_topo, graph.topo_capacity = walk.topo, walk.n, walk.capacity
         graph.update = update
         walk.topo, walk.capacity = NULL, 0
-    return 0
 
 
 cdef bint update_replayed(Node* root, _Update update) except -1:
@@ -669,7 +669,7 @@ cdef bint forward_steps(Step* steps, Py_ssize_t n) noexcept nogil:
 cdef enum:
     MAX_ENTRIES = 1 << 23  # of the graphs of one Replay together: 64 MiB
     MAX_ARGUMENTS = 29  # one bit each
-    MAX_STEPS = 1 << 16
+    MAX_STEPS = 1 << 16  # positions whose graphs `step` finds
 
 
 @cython.final

@@ -146,8 +146,7 @@ class Run:
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         if name == "documents":
-            self._ids: array[int] | None = None  # of all documents, when they are needed
-            self._ends: list[int] = []
+            self._encoded: tuple[array[int], list[int]] | None = None  # when they are needed
         object.__setattr__(self, name, value)
 
     @property
@@ -173,12 +172,12 @@ class Run:
 
     def _spans(self, step: int) -> tuple[array[int], list[tuple[int, int]]]:
         """Return the ids of all documents and the places of those of a step, without BOS before."""
-        ids, ends, config = self._ids, self._ends, self.config
-        if ids is None:
+        if self._encoded is None:
             if not self.documents:
                 raise ValueError("the run was loaded without its documents: use load(path, docs)")
-            ids = self._ids = self.tokenizer.encode_all(self.documents)
-            ends = self._ends = [0, *accumulate([len(doc) + 1 for doc in self.documents])]
+            ends = [0, *accumulate([len(doc) + 1 for doc in self.documents])]
+            self._encoded = self.tokenizer.encode_all(self.documents), ends
+        (ids, ends), config = self._encoded, self.config
         size, length, spans = config.batch_size, self.model.config.block_size, []
         if config.unit == "stream":
             rng, last = Random(f"{config.seed}/{step}"), len(ids) - 1
