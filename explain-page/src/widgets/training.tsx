@@ -96,8 +96,8 @@ export function Snapshots() {
 
 const ITERATION = ["document", "tokens", "losses", "mean", "backward", "update", "zero"] as const;
 const CODE: Record<(typeof ITERATION)[number], [string, string]> = {
-  document: ["step", "run.batch(step)"],
-  tokens: ["pack", "tokens += doc[:n]"],
+  document: ["step", "run._spans(step)"],
+  tokens: ["pack", "tokens += [bos,"],
   losses: ["loss", "cross_entropy("],
   mean: ["loss", "cross_entropy("],
   backward: ["backward", "child._grad +="],
