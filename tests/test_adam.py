@@ -44,6 +44,9 @@ def test_the_learning_rate_falls_in_a_straight_line():
 # What a weight's gradient may have to go through before Adam: each is a loss of x, w and its state.
 LOSSES = {
     "one use": lambda c, x, w, s: c.linear(x, w),
+    "one use for many rows": lambda c, x, w, s: c.linear(
+        c.Matrix.of(wave(100, len(w), 0.3), w.dtype), w
+    ),
     "two uses": lambda c, x, w, s: c.linear(c.linear(x, w), w),
     "both inputs of one op": lambda c, x, w, s: c.linear(w, w),
     "the first input": lambda c, x, w, s: c.linear(w, x),

@@ -20,6 +20,22 @@ def test_all_levels_give_the_same_bits(compiled, levels, name):
     assert all(side == sides[0] for side in sides)
 
 
+@pytest.mark.parametrize("rows", [1, 96, 97, 250])
+def test_the_gradient_of_a_weight_is_a_sum_in_the_order_of_the_rows(compiled, levels, rows):
+    rng = random.Random(rows)
+    x, w, dy = numbers(rng, rows, 9), numbers(rng, 20, 9), numbers(rng, rows, 20)
+    expected = [[0.0] * 9 for _ in w]
+    for row, gradients in zip(x, dy, strict=True):
+        for sums, gradient in zip(expected, gradients, strict=True):
+            for i in range(9):
+                sums[i] += gradient * row[i]
+    for level in levels:
+        compiled._level(level)
+        block = compiled.Matrix.of(w)
+        weighted_sum(compiled.linear(compiled.Matrix.of(x), block), dy).backward()
+        assert block.grad.tolist() == expected
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 2), (27, 16), (8, 35), (3, 64)])
 def test_all_levels_take_the_same_adam_steps(compiled, levels, shape):
     sides = []

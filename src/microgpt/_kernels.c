@@ -88,6 +88,11 @@ enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 
 enum { UPDATE_ROWS = 16 };
 
+/* As many terms of the gradient of a weight are summed for all its entries before the next ones, so
+ * that the rows of x and dy that they come from stay in the caches: those of some hundred tokens do
+ * not, and a column of them is in as many pages. */
+enum { BLOCK_TERMS = 96 };
+
 /* From as many rows on a linear works with panels of its weights, at the levels that do. */
 enum { LEAST_PANEL_ROWS = 3 };
 #if defined(MICROGPT_AVX512) || defined(LONG_VECS)
@@ -734,18 +739,24 @@ static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,
 
 #endif
 
+/* What becomes of a sum: it is added to what is there, or written, or it goes on from what is
+ * there, its own first terms; added to them, it would be rounded otherwise. */
+typedef enum { ADD, WRITE, GO_ON } Sum;
+
 /* out += a b for rows by vecs wide vectors, the last one with `last` columns.
  * a is dy or its transpose: its entry in row r, at place k of the sum, is
- * a[r * row_step + k * sum_step]. The sum is added to out, or written if it is the first, at
- * its end. */
-INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *out, int first,
+ * a[r * row_step + k * sum_step]. */
+INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *out, Sum kind,
                       const real *a, Index row_step, Index sum_step, const real *b,
                       Index terms, Index n)
 {
     wide sum[AXPY_ROWS][AXPY_VECS];
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < vecs; c++)
+        for (int c = 0; c < vecs; c++) {
             sum[r][c] = wide_all(0.0);
+            if (kind == GO_ON)
+                sum[r][c] = wide_at_first(out + r * n + WIDE * c, c == vecs - 1 ? last : WIDE);
+        }
     Factors factors = factors_of(rows, a, row_step, sum_step);
     for (Index k = 0; k < terms; k++, next_factors(rows, &factors)) {
         wide row[AXPY_VECS];
@@ -761,7 +772,7 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *ou
         for (int c = 0; c < vecs; c++) {
             real *place = out + r * n + WIDE * c;
             Index count = c == vecs - 1 ? last : WIDE;
-            if (!first)
+            if (kind == ADD)
                 sum[r][c] = wide_add(wide_at_first(place, count), sum[r][c]);
             wide_put_first(place, sum[r][c], count);
         }
@@ -769,25 +780,25 @@ INLINE void axpy_tile(const int rows, const int vecs, const Index last, real *ou
 
 /* All n columns of some rows. Walking along the rows, not down the columns, keeps the memory of
  * a large dw in order. */
-INLINE void axpy_rows(const int rows, real *out, int first, const real *a, Index row_step,
+INLINE void axpy_rows(const int rows, real *out, Sum kind, const real *a, Index row_step,
                       Index sum_step, const real *b, Index terms, Index n)
 {
     Index i = 0;
     for (; i + AXPY_VECS * WIDE <= n; i += AXPY_VECS * WIDE)
-        axpy_tile(rows, AXPY_VECS, WIDE, out + i, first, a, row_step, sum_step, b + i, terms, n);
+        axpy_tile(rows, AXPY_VECS, WIDE, out + i, kind, a, row_step, sum_step, b + i, terms, n);
     if (AXPY_VECS > 1 && i + WIDE <= n) {
-        axpy_tile(rows, 1, WIDE, out + i, first, a, row_step, sum_step, b + i, terms, n);
+        axpy_tile(rows, 1, WIDE, out + i, kind, a, row_step, sum_step, b + i, terms, n);
         i += WIDE;
     }
     if (i < n)
-        axpy_tile(rows, 1, n - i, out + i, first, a, row_step, sum_step, b + i, terms, n);
+        axpy_tile(rows, 1, n - i, out + i, kind, a, row_step, sum_step, b + i, terms, n);
 }
 
 /* axpy_rows with one compiled case for each number of rows. */
-static void axpy_rows_of(Index rows, real *out, int first, const real *a, Index row_step,
+static void axpy_rows_of(Index rows, real *out, Sum kind, const real *a, Index row_step,
                          Index sum_step, const real *b, Index terms, Index n)
 {
-#define TILE(rows) axpy_rows(rows, out, first, a, row_step, sum_step, b, terms, n)
+#define TILE(rows) axpy_rows(rows, out, kind, a, row_step, sum_step, b, terms, n)
     switch (rows) {
         AXPY_CASES(TILE)
     default: TILE(1);
@@ -801,7 +812,8 @@ static void linear_backward_x(real *dx, int first, const real *dy, const real *w
 {
     for (Index t = 0, rows; t < T; t += rows) {
         rows = tile_rows(T - t, AXPY_ROWS);
-        axpy_rows_of(rows, dx + t * nin, first, dy + t * nout, nout, 1, w, nout, nin);
+        axpy_rows_of(rows, dx + t * nin, first ? WRITE : ADD, dy + t * nout, nout, 1, w, nout,
+                     nin);
     }
 }
 
@@ -809,9 +821,14 @@ static void linear_backward_x(real *dx, int first, const real *dy, const real *w
 static void weight_gradient(real *dw, int first, const real *dy, const real *x, Index count,
                             Index T, Index nin, Index nout)
 {
-    for (Index o = 0, rows; o < count; o += rows) {
-        rows = tile_rows(count - o, AXPY_ROWS);
-        axpy_rows_of(rows, dw + o * nin, first, dy + o, 1, nout, x, T, nin);
+    Sum kind = first ? WRITE : ADD;
+    for (Index t = 0, terms; t < T; t += terms, kind = GO_ON) {
+        terms = first && T - t > BLOCK_TERMS ? BLOCK_TERMS : T - t;
+        for (Index o = 0, rows; o < count; o += rows) {
+            rows = tile_rows(count - o, AXPY_ROWS);
+            axpy_rows_of(rows, dw + o * nin, kind, dy + t * nout + o, 1, nout, x + t * nin, terms,
+                         nin);
+        }
     }
 }
 
@@ -822,12 +839,12 @@ static void linear_backward_w(real *dw, int first, const real *dy, const real *x
 }
 
 /* linear_backward_w and adam in turn for a few rows, while the caches hold them and their
- * gradient. */
+ * gradient; with more tokens than a block of them, one after the other. */
 static void linear_update(real *w, real *m, real *v, real *dw, const real *dy, const real *x,
                           const AdamRates *rates, Index T, Index nin, Index nout)
 {
     for (Index o = 0, rows; o < nout; o += rows, w += rows * nin, m += rows * nin, v += rows * nin) {
-        rows = tile_rows(nout - o, UPDATE_ROWS);
+        rows = tile_rows(nout - o, T > BLOCK_TERMS ? nout : UPDATE_ROWS);
         weight_gradient(dw, 1, dy + o, x, rows, T, nin, nout);
         adam(w, dw, m, v, rates, rows * nin);
     }
