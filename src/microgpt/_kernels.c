@@ -79,7 +79,7 @@ enum { DOT_ROWS = 2, PANEL_ROWS = 16, PANEL_VECS = 1, AXPY_ROWS = 16, AXPY_VECS 
 #elif MICROGPT_REAL == 32 && defined(LONG_VECS)
 enum { DOT_ROWS = 2, PANEL_ROWS = 6, PANEL_VECS = 2, AXPY_ROWS = 6, AXPY_VECS = 2 };
 #elif defined(MICROGPT_AVX512)
-enum { DOT_ROWS = 2, PANEL_ROWS = 7, PANEL_VECS = 1, AXPY_ROWS = 16, AXPY_VECS = 1 };
+enum { DOT_ROWS = 7, PANEL_ROWS = 7, PANEL_VECS = 1, AXPY_ROWS = 16, AXPY_VECS = 1 };
 #elif defined(MICROGPT_AVX2)
 enum { DOT_ROWS = 3, AXPY_ROWS = 6, AXPY_VECS = 2 };
 #else
@@ -93,8 +93,14 @@ enum { UPDATE_ROWS = 16 };
  * not, and a column of them is in as many pages. */
 enum { BLOCK_TERMS = 96 };
 
-/* From as many rows on a linear works with panels of its weights, at the levels that do. */
-enum { LEAST_PANEL_ROWS = 3 };
+/* From as many rows on a linear works with panels of its weights, at the levels that do; the
+ * smallest such number of all levels says who gets memory for one. */
+enum { SMALLEST_PANEL_ROWS = 3 };
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+enum { LEAST_PANEL_ROWS = 15 };
+#else
+enum { LEAST_PANEL_ROWS = SMALLEST_PANEL_ROWS };
+#endif
 #if defined(MICROGPT_AVX512) || defined(LONG_VECS)
 #define PANELS
 #endif
@@ -120,7 +126,7 @@ enum { PANEL_SUMS = MICROGPT_REAL == 32 ? 1 : 4 };
 #define PANEL_CASES ROWS_6
 #define AXPY_CASES ROWS_6
 #elif defined(MICROGPT_AVX512)
-#define DOT_CASES ROWS_2
+#define DOT_CASES ROWS_7
 #define PANEL_CASES ROWS_7
 #define AXPY_CASES ROWS_16
 #elif defined(MICROGPT_AVX2)
@@ -162,12 +168,14 @@ INLINE Factors factors_of(const int rows, const real *a, Index row_step, Index n
     return f;
 }
 
-/* The factor of row r, or the j-th after it in memory. */
-INLINE real factor(const Factors *f, const int r, const int j)
+INLINE const real *place(const Factors *f, const int r)
 {
     const char *fourth = f->fourth[r / 4];
-    return ((const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step))[j];
+    return (const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step);
 }
+
+/* The factor of row r, or the j-th after it in memory. */
+INLINE real factor(const Factors *f, const int r, const int j) { return place(f, r)[j]; }
 
 INLINE void next_factors(const int rows, Factors *f)
 {
@@ -462,9 +470,9 @@ INLINE void dot_tile(const int rows, const int cols, real *y, const real *x, con
             column[p] = pair_of(at_first(first, nin - i, 0.0), at_first(second, nin - i, 0.0));
         }
         for (int r = 0; r < rows; r++) {
-            vec row = at_first(x + r * nin + i, nin - i, 0.0);
+            pair row = pair_of_one(at_first(x + r * nin + i, nin - i, 0.0));
             for (int p = 0; p < pairs; p++)
-                sum[r][p] = wide_plus_product(sum[r][p], pair_of(row, row), column[p]);
+                sum[r][p] = wide_plus_product(sum[r][p], row, column[p]);
         }
     }
     for (int r = 0; r < rows; r += 2) {
@@ -476,23 +484,38 @@ INLINE void dot_tile(const int rows, const int cols, real *y, const real *x, con
     }
 }
 
-/* y (8): the dot products of one row of x with 8 rows of w. Its four sums hide the time that an
- * addition takes, which generation, with its single rows, would wait for. */
-INLINE void dot_eight(real *y, const real *x, const real *w, Index nin)
+/* The next four terms of each sum of dot_eight, of which n exist. */
+INLINE void dot_eight_step(const int rows, pair sum[DOT_ROWS][4], const Factors *x, const real *w,
+                           Index nin, Index n)
 {
-    pair sum[4]; /* of the columns 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
-    for (int p = 0; p < 4; p++)
-        sum[p] = wide_all(0.0);
-    for (Index i = 0; i < nin; i += 4) {
-        vec row = at_first(x + i, nin - i, 0.0);
-        for (int p = 0; p < 4; p++) {
-            const real *first = w + (p + (p & 2)) * nin + i;
-            pair column = pair_of(at_first(first, nin - i, 0.0),
-                                  at_first(first + 2 * nin, nin - i, 0.0));
-            sum[p] = wide_plus_product(sum[p], pair_of(row, row), column);
-        }
+    pair column[4]; /* 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
+    for (int p = 0; p < 4; p++) {
+        const real *first = w + (p + (p & 2)) * nin;
+        column[p] = pair_of(at_first(first, n, 0.0), at_first(first + 2 * nin, n, 0.0));
     }
-    wide_put_first(y, pair_totals(sum[0], sum[1], sum[2], sum[3]), WIDE);
+    for (int r = 0; r < rows; r++) {
+        pair row = pair_of_one(at_first(place(x, r), n, 0.0));
+        for (int p = 0; p < 4; p++)
+            sum[r][p] = wide_plus_product(sum[r][p], row, column[p]);
+    }
+}
+
+/* y (rows, 8): the same for 8 columns. Even for a single row it has as many sums as hide the time
+ * that an addition takes. */
+INLINE void dot_eight(const int rows, real *y, const real *x, const real *w, Index nin, Index nout)
+{
+    pair sum[DOT_ROWS][4];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < 4; p++)
+            sum[r][p] = wide_all(0.0);
+    Factors xs = factors_of(rows, x, nin, 4);
+    Index i = 0;
+    for (; i + 4 <= nin; i += 4, next_factors(rows, &xs))
+        dot_eight_step(rows, sum, &xs, w + i, nin, 4);
+    if (i < nin)
+        dot_eight_step(rows, sum, &xs, w + i, nin, nin - i);
+    for (int r = 0; r < rows; r++)
+        wide_put_first(y + r * nout, pair_totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), WIDE);
 }
 
 #else
@@ -520,17 +543,20 @@ INLINE void dot_tile(const int rows, const int cols, real *y, const real *x, con
 
 #endif
 
-INLINE void dot_tiles(const int cols, real *y, const real *x, const real *w, Index T,
-                      Index nin, Index nout)
+/* y (rows, nout): all dot products of a few rows */
+INLINE void dot_rows(const int rows, real *y, const real *x, const real *w, Index nin, Index nout)
 {
-    for (Index t = 0, rows; t < T; t += rows) {
-        rows = tile_rows(T - t, DOT_ROWS);
-#define TILE(rows) dot_tile(rows, cols, y + t * nout, x + t * nin, w, nin, nout)
-        switch (rows) {
-            DOT_CASES(TILE)
-        default: TILE(1);
-        }
-#undef TILE
+    Index o = 0;
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+    for (; o + 8 <= nout; o += 8)
+        dot_eight(rows, y + o, x, w + o * nin, nin, nout);
+#endif
+    for (; o + 4 <= nout; o += 4)
+        dot_tile(rows, 4, y + o, x, w + o * nin, nin, nout);
+    switch (nout - o) {
+    case 3: dot_tile(rows, 3, y + o, x, w + o * nin, nin, nout); break;
+    case 2: dot_tile(rows, 2, y + o, x, w + o * nin, nin, nout); break;
+    case 1: dot_tile(rows, 1, y + o, x, w + o * nin, nin, nout); break;
     }
 }
 
@@ -589,7 +615,7 @@ INLINE void panel_tiles(const int vecs, real *y, const real *x, const real *pane
     }
 }
 
-/* A transposed copy of some rows of w pays from a few rows on: its numbers are then along the
+/* A transposed copy of some rows of w pays from LEAST_PANEL_ROWS rows on: its numbers are then along the
  * columns of y, so that no sum runs across lanes. */
 static void linear_forward_by_panels(real *y, real *panel, const real *x, const real *w,
                                      Index T, Index nin, Index nout)
@@ -619,17 +645,14 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
         return;
     }
 #endif
-    Index o = 0;
-#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
-    for (; T == 1 && o + 8 <= nout; o += 8)
-        dot_eight(y + o, x, w + o * nin, nin);
-#endif
-    for (; o + 4 <= nout; o += 4)
-        dot_tiles(4, y + o, x, w + o * nin, T, nin, nout);
-    switch (nout - o) {
-    case 3: dot_tiles(3, y + o, x, w + o * nin, T, nin, nout); break;
-    case 2: dot_tiles(2, y + o, x, w + o * nin, T, nin, nout); break;
-    case 1: dot_tiles(1, y + o, x, w + o * nin, T, nin, nout); break;
+    for (Index t = 0, rows; t < T; t += rows) {
+        rows = tile_rows(T - t, DOT_ROWS);
+#define TILE(rows) dot_rows(rows, y + t * nout, x + t * nin, w, nin, nout)
+        switch (rows) {
+            DOT_CASES(TILE)
+        default: TILE(1);
+        }
+#undef TILE
     }
 }
 
@@ -1440,7 +1463,7 @@ static void mean_backward(real *dx, int first, double dy, Index size)
 static Index linear_workspace_size(Index T, Index nin)
 {
     enum { COLUMNS = MICROGPT_REAL == 32 ? 16 : 8 };
-    return T < LEAST_PANEL_ROWS ? 0 : (nin + COLUMNS - 1) / COLUMNS * COLUMNS * COLUMNS;
+    return T < SMALLEST_PANEL_ROWS ? 0 : (nin + COLUMNS - 1) / COLUMNS * COLUMNS * COLUMNS;
 }
 
 static Index attention_workspace_size(const Index *first_key, Index T, Index S, Index n,

@@ -213,6 +213,8 @@ INLINE pair pair_of(vec a, vec b)
     return _mm512_insertf64x4(low, (__m256d)b.part[0], 1);
 }
 
+INLINE pair pair_of_one(vec a) { return _mm512_broadcast_f64x4((__m256d)a.part[0]); }
+
 /* out[j][i] = rows[i][j] for 8 by 8 numbers, of which n rows and m columns exist; the others are 0.
  * A row begins `step` after the one before. */
 INLINE void wide_transpose(double *out, const double *rows, Index step, Index n, Index m)
