@@ -29,7 +29,6 @@ from .tokenizer import Tokenizer
 
 Callback = Callable[[int, Mapping[str, float]], object]
 RECENT = 100  # steps whose mean loss is shown
-_set = object.__setattr__
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Run:
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         if name == "documents":
-            self._encoded: tuple[array[int], list[int]] | None = None  # when they are needed
+            self._encoded: tuple[array[int], list[int], int] | None = None  # when they are needed
         object.__setattr__(self, name, value)
 
     @property
@@ -176,9 +175,10 @@ class Run:
             if not self.documents:
                 raise ValueError("the run was loaded without its documents: use load(path, docs)")
             ends = [0, *accumulate([len(doc) + 1 for doc in self.documents])]
-            self._encoded = self.tokenizer.encode_all(self.documents), ends
-        (ids, ends), config = self._encoded, self.config
-        size, length, spans = config.batch_size, self.model.config.block_size, []
+            block_size = self.model.config.block_size
+            self._encoded = self.tokenizer.encode_all(self.documents), ends, block_size
+        (ids, ends, length), config = self._encoded, self.config
+        size, spans = config.batch_size, []
         if config.unit == "stream":
             rng, last = Random(f"{config.seed}/{step}"), len(ids) - 1
             for _ in range(size):
@@ -327,8 +327,9 @@ def _take_step(run: Run) -> float:
             del losses[n:]
             adam.zero_grad()
         raise
-    _set(run, "tokens", run.tokens + len(tokens))  # what Run.__setattr__ guards costs more
-    _set(run, "seconds", run.seconds + (perf_counter() - start))
+    counts = run.__dict__  # what Run.__setattr__ guards takes longer
+    counts["tokens"] += len(tokens)
+    counts["seconds"] += perf_counter() - start
     return number
 
 
