@@ -92,6 +92,55 @@ def test_the_root_in_adam_is_correctly_rounded_at_every_level(compiled, levels):
             assert repr(p.tolist()[0]) == repr([0.0 - lr_hat / root for root in roots])
 
 
+def nearest_to_middles(b):
+    """Yield numbers whose quotients by b lie as near as can be to the middle of two floats.
+
+    b is an odd number of 53 bits. With an odd z of 54 bits, z / 2 is such a middle, and
+    a / b = (z + j / b) / 2**54.
+    """
+    for j in range(-41, 42, 2):
+        z = -j * pow(b, -1, 2**54) % 2**54
+        a = (z * b + j) // 2**54
+        if z >= 2**53 and 2**52 <= a < 2**53:
+            yield float(a)
+
+
+def test_the_quotient_in_adam_is_correctly_rounded_at_every_level(compiled, levels):
+    rng, n_hard = random.Random(0), 0
+    for _ in range(60):
+        eps = rng.uniform(1, 2)
+        b = eps * math.sqrt(0.5)  # what beta2 = 0.5 makes of it in the first step
+        mantissa = int(math.frexp(b)[0] * 2**53)
+        xs = list(nearest_to_middles(mantissa)) if mantissa % 2 else []
+        n_hard += len(xs)
+        xs += [rng.uniform(-1, 1) * 2.0 ** rng.randint(-400, 400) for _ in range(96 - len(xs))]
+        xs = [x for i in range(0, 96, 8) for x in xs[i : i + 8] * 4]  # in each of four vectors
+        for level in levels:
+            compiled._level(level)
+            p, m, v = (compiled.Matrix(1, len(xs)) for _ in range(3))
+            m.load([[2 * x for x in xs]])
+            lr = 0.7071067811865475  # times sqrt(0.5) / 0.5 it is 1
+            adam_update(compiled, [p], [m], [v], 0, lr, beta1=0.5, beta2=0.5, eps=eps)
+            assert p.tolist()[0] == [0.0 - x / b for x in xs]
+    assert n_hard > 200
+
+
+@pytest.mark.parametrize("eps", [1e-300, 1e-8, 1e100, 1e300, 1.7e308])
+@pytest.mark.parametrize("lr", [1e-300, 1e-100, 0.01, 1e300, -0.01])
+def test_all_levels_take_the_same_adam_step_at_the_ends_of_the_range(compiled, levels, eps, lr):
+    rng, sides = random.Random(0), []
+    means = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-300, 1.7e308]
+    means += [rng.uniform(-1, 1) * 2.0 ** rng.randint(-1000, 1000) for _ in range(249)]
+    squares = [rng.choice([0.0, abs(x)]) for x in means]
+    for level in levels:
+        compiled._level(level)
+        p = compiled.Matrix.of([[0.0, -0.0, 1.0, -1e-310] * 64])
+        m, v = compiled.Matrix.of([means]), compiled.Matrix.of([squares])
+        adam_update(compiled, [p], [m], [v], 0, lr, eps=eps)
+        sides.append(repr([p.tolist(), m.tolist(), v.tolist()]))
+    assert all(side == sides[0] for side in sides)
+
+
 def test_all_levels_train_alike(compiled, levels):
     if mg.BACKEND == "python":
         pytest.skip("the pure core is in use")

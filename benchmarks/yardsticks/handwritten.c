@@ -31,8 +31,8 @@
  *   - 16 rows of a weight's gradient at a time go to Adam; only those of the embeddings are stored.
  *     Straight from the registers it would be slower, most of all in large models: Adam would walk
  *     16 rows of each of three arrays at once.
- *   - Three of four square roots are computed with products, with the bits of the instruction, so
- *     that the divider and the multipliers are both busy.
+ *   - Three of four square roots and one of four quotients are computed with products, with the bits
+ *     of the instructions, so that the divider and the multipliers are both busy.
  */
 #include <math.h>
 #include <stdint.h>
@@ -318,17 +318,39 @@ INLINE wide wide_root_by_products(wide x_)
     return (wide)one;
 }
 
+/* The quotient a / b, correctly rounded, in the same way; where what is left of a is 0 or subnormal
+ * the instruction decides. */
+INLINE wide quotient_by_products(wide a_, wide b_)
+{
+    const __m512d a = (__m512d)a_, b = (__m512d)b_;
+    __m512d y = _mm512_rcp14_pd(b), f = _mm512_fnmadd_pd(b, y, _mm512_set1_pd(1.0));
+    __m512d g = _mm512_mul_pd(a, y);
+    g = _mm512_fmadd_pd(g, _mm512_fmadd_pd(f, f, f), g);
+    __m512d d = _mm512_fnmadd_pd(b, g, a);
+    const __m512i bits = _mm512_castpd_si512(_mm512_fmadd_pd(y, f, y)),
+                  step = _mm512_set1_epi64(1 << 28);
+    __m512d one = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_sub_epi64(bits, step)), g);
+    __m512d other = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_add_epi64(bits, step)), g);
+    if (__builtin_expect(_mm512_cmp_pd_mask(one, other, _CMP_NEQ_UQ) |
+                             _mm512_fpclass_pd_mask(d, 0x26), 0))
+        return a_ / b_;
+    return (wide)one;
+}
+
 /* Update eight parameters from number i on.  To add 1e-270 and subtract it again rounds a moment
  * to 0 before it is subnormal, as in `adam`, and no root is that of 0. */
-INLINE void adam_wide(const int by_products, const int i, wide g)
+INLINE void adam_wide(const int i, wide g)
 {
+    const int place = i & 24; /* of four that are computed in turn */
     wide mean = BETA1 * wide_at(moment1 + i) + (1 - BETA1) * g;
     wide square = BETA2 * wide_at(moment2 + i) + (1 - BETA2) * (g * g) + 1e-270;
     mean = (mean + 1e-270) - 1e-270;
     wide_put(moment1 + i, mean);
     wide_put(moment2 + i, square - 1e-270);
-    wide root = by_products ? wide_root_by_products(square) : wide_root(square);
-    wide_put(param + i, wide_at(param + i) - step_size * mean / (root + step_eps));
+    wide root = place ? wide_root_by_products(square) : wide_root(square);
+    wide a = step_size * mean, b = root + step_eps, change = a / b;
+    if (place == 24) change = quotient_by_products(a, b);
+    wide_put(param + i, wide_at(param + i) - change);
 }
 
 #define CASES_8(call)                                                                             \
@@ -415,7 +437,7 @@ INLINE void weight_gradient(int rows, const int inner, const int outer, const do
             for (int r = 0; r < count; r++) wide_put(part + r * inner + i, sum[r]);
         }
         for (int i = 0; i < count * inner; i += 8)
-            adam_wide(i & 24, begin + o * inner + i, wide_at(part + i));
+            adam_wide(begin + o * inner + i, wide_at(part + i));
     }
 }
 
@@ -609,7 +631,7 @@ static void backward(int documents, const int *starts, const int *tokens)
 static void update(int documents, const int *starts, const int *tokens)
 {
 #ifdef __AVX512F__
-    for (int i = 0; i < LM_HEAD; i += WIDE) adam_wide(i & 24, i, wide_at(grad + i));
+    for (int i = 0; i < LM_HEAD; i += WIDE) adam_wide(i, wide_at(grad + i));
 #else
     adam(PARAMS, param, moment1, moment2, grad);
 #endif

@@ -666,7 +666,7 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
  * above 1e-23 as it is.
  *
  * The divider bounds the loop: one square root and one division per parameter. With AVX-512 three of
- * four roots come from the multipliers, so that both are busy. */
+ * four roots and one of four quotients come from the multipliers, so that both are busy. */
 #if MICROGPT_REAL == 32 && defined(LONG_VECS)
 
 INLINE void adam_vec(real *p, const real *dp, real *m, real *v, vec lr_hat, vec beta1, vec rest1,
@@ -703,7 +703,7 @@ static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m, re
 INLINE void adam_tile(const int vecs, real *p, const real *dp, real *m, real *v,
                       const AdamRates *rates, Index n)
 {
-    wide mean[4], square[4], root[4], tiny = wide_all(TINY);
+    wide mean[4], square[4], root[4], change[4], tiny = wide_all(TINY);
     for (int i = 0; i < vecs; i++) {
         wide g = wide_at_first(dp + i * WIDE, n - i * WIDE);
         mean[i] = wide_plus_product(
@@ -722,12 +722,17 @@ INLINE void adam_tile(const int vecs, real *p, const real *dp, real *m, real *v,
     else
         root[0] = wide_root(square[0]);
     for (int i = 0; i < vecs; i++) {
-        wide change = wide_divide(wide_times(wide_all(rates->lr_hat), mean[i]),
-                                  wide_add(root[i], wide_all(rates->eps_hat)));
-        wide_put_first(p + i * WIDE,
-                       wide_subtract(wide_at_first(p + i * WIDE, n - i * WIDE), change),
-                       n - i * WIDE);
+        mean[i] = wide_times(wide_all(rates->lr_hat), mean[i]);
+        root[i] = wide_add(root[i], wide_all(rates->eps_hat));
     }
+    if (vecs == 4)
+        wide_quotients(change, mean, root);
+    else
+        change[0] = wide_divide(mean[0], root[0]);
+    for (int i = 0; i < vecs; i++)
+        wide_put_first(p + i * WIDE,
+                       wide_subtract(wide_at_first(p + i * WIDE, n - i * WIDE), change[i]),
+                       n - i * WIDE);
 }
 
 static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,

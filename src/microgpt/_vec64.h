@@ -207,6 +207,36 @@ INLINE void wide_roots(wide root[4], const wide x[4])
             root[i] = _mm512_sqrt_pd(x[i]);
 }
 
+/* Four quotients a / b for b from 1e-300 to 1e300: three by the instruction, and the last one from
+ * the multipliers, to the same bits. With more of them the multipliers, which have the roots too,
+ * would be what all wait for.
+ *
+ *   - y = (1 + e) / b, |e| <= 2^-14, by rcp14, as rsqrt14 above. f = 1 - b y is -e but for its
+ *     rounding, h = y (1 + f) is 1 / b with a relative error below 2^-27, and g = a y (1 + f + f^2)
+ *     is near a / b.
+ *   - a / b = g + d / b exactly, where d = a - b g. As for the roots it lies between g + d h1 and
+ *     g + d h2, and is what both round to, if they round to the same number.
+ *   - Where d is subnormal or 0, its rounding is not that small: there, and for infinity and NaN,
+ *     the instruction decides. */
+INLINE void wide_quotients(wide q[4], const wide a[4], const wide b[4])
+{
+    enum { ZERO = 0x02 + 0x04, SUBNORMAL = 0x20 };
+    const __m512i step = _mm512_set1_epi64(1 << 28);
+    for (int i = 0; i < 3; i++)
+        q[i] = _mm512_div_pd(a[i], b[i]);
+    wide y = _mm512_rcp14_pd(b[3]);
+    wide f = _mm512_fnmadd_pd(b[3], y, wide_all(1.0));
+    wide g = _mm512_mul_pd(a[3], y);
+    __m512i h = _mm512_castpd_si512(_mm512_fmadd_pd(y, f, y));
+    g = _mm512_fmadd_pd(g, _mm512_fmadd_pd(f, f, f), g);
+    wide d = _mm512_fnmadd_pd(b[3], g, a[3]);
+    q[3] = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_sub_epi64(h, step)), g);
+    wide other = _mm512_fmadd_pd(d, _mm512_castsi512_pd(_mm512_add_epi64(h, step)), g);
+    if (__builtin_expect(_mm512_fpclass_pd_mask(d, ZERO + SUBNORMAL) |
+                             _mm512_cmp_pd_mask(q[3], other, _CMP_NEQ_UQ), 0))
+        q[3] = _mm512_div_pd(a[3], b[3]);
+}
+
 INLINE pair pair_of(vec a, vec b)
 {
     __m512d low = _mm512_castpd256_pd512((__m256d)a.part[0]);
