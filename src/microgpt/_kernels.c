@@ -1097,6 +1097,33 @@ INLINE void head_dots_tile(const int rows, const int keys, real *dots, Index W,
             put(dots + (r * W + s) * 4, folded(sum[r] + s));
 }
 
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+
+/* The same with a pair for the numbers of two adjacent keys */
+INLINE void head_dots_pairs(const int rows, const int pairs, real *dots, Index W, const real *q,
+                            const real *k, Index depth)
+{
+    pair sum[4][3];
+    for (int r = 0; r < rows; r++)
+        for (int s = 0; s < pairs; s++)
+            sum[r][s] = wide_all(0);
+    for (Index j = 0; j < depth; j++) {
+        pair key[3];
+        for (int s = 0; s < pairs; s++)
+            key[s] = pair_of(at(k + (2 * s * depth + j) * 4), at(k + ((2 * s + 1) * depth + j) * 4));
+        for (int r = 0; r < rows; r++) {
+            pair row = pair_of_one(at(q + (r * depth + j) * 4));
+            for (int s = 0; s < pairs; s++)
+                sum[r][s] = wide_plus_product(sum[r][s], row, key[s]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int s = 0; s < pairs; s++)
+            wide_put_first(dots + (r * W + 2 * s) * 4, sum[r][s], WIDE);
+}
+
+#endif
+
 /* Row 0 sees the keys up to end - 1, each row after it one more. */
 INLINE void head_dots(const int rows, real *dots, Index W, const real *q, const real *k,
                       Index end, Index depth)
@@ -1108,8 +1135,15 @@ INLINE void head_dots(const int rows, real *dots, Index W, const real *q, const 
             head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * depth * 4, depth);
         return;
     }
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+    for (; s + 6 <= end; s += 6)
+        head_dots_pairs(rows, 3, dots + s * 4, W, q, k + s * depth * 4, depth);
+    for (; s + 2 <= end; s += 2)
+        head_dots_pairs(rows, 1, dots + s * 4, W, q, k + s * depth * 4, depth);
+#else
     for (; s + keys <= end; s += keys)
         head_dots_tile(rows, keys, dots + s * 4, W, q, k + s * depth * 4, depth);
+#endif
     for (; s < end; s++)
         head_dots_tile(rows, 1, dots + s * 4, W, q, k + s * depth * 4, depth);
     for (int r = 1; r < rows; r++)
@@ -1125,7 +1159,29 @@ INLINE void head_sums(const int rows, vec sum[4][4], const real *weights, Index 
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < 4; i++)
             sum[r][i] = all(0);
-    for (Index s = 0; s < end; s++) {
+    Index s = 0;
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64 /* two elements at a time */
+    if (count == 4) {
+        pair two[4][2];
+        for (int r = 0; r < rows; r++)
+            two[r][0] = two[r][1] = wide_all(0);
+        for (; s < end; s++) {
+            const real *place = v + s * depth * 4;
+            pair v0 = wide_at_first(place, WIDE), v1 = wide_at_first(place + WIDE, WIDE);
+            for (int r = 0; r < rows; r++) {
+                pair weight = pair_of_one(at(weights + (r * W + s) * 4));
+                two[r][0] = wide_plus_product(two[r][0], weight, v0);
+                two[r][1] = wide_plus_product(two[r][1], weight, v1);
+            }
+        }
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < 2; i++) {
+                sum[r][2 * i] = pair_first(two[r][i]);
+                sum[r][2 * i + 1] = pair_second(two[r][i]);
+            }
+    }
+#endif
+    for (; s < end; s++) {
         vec weight[4];
         for (int r = 0; r < rows; r++)
             weight[r] = repeated(weights + (r * W + s) * 4);
@@ -1134,7 +1190,7 @@ INLINE void head_sums(const int rows, vec sum[4][4], const real *weights, Index 
                 sum[r][i] = plus_product(sum[r][i], weight[r], at(v + s * depth * 4 + i * VEC));
     }
     for (int r = 1; r < rows; r++)
-        for (Index s = end; s < end + r; s++)
+        for (s = end; s < end + r; s++)
             for (int i = 0; i < count; i++)
                 sum[r][i] = plus_product(sum[r][i], repeated(weights + (r * W + s) * 4),
                                          at(v + s * depth * 4 + i * VEC));
@@ -1159,7 +1215,18 @@ INLINE void head_axpys(const int rows, real *dx, const real *weights, Index W,
         vec weight[4];
         for (int r = 0; r < rows; r++)
             weight[r] = repeated(weights + (r * W + s) * 4);
-        for (Index j = 0; j < depth; j += PLACES) {
+        Index j = 0;
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+        for (; j + 2 <= depth; j += 2) {
+            real *place = dx + (s * depth + j) * 4;
+            pair sum = wide_at_first(place, WIDE);
+            for (int r = 0; r < rows; r++)
+                sum = wide_plus_product(sum, pair_of_one(weight[r]),
+                                        wide_at_first(y + (r * depth + j) * 4, WIDE));
+            wide_put_first(place, sum, WIDE);
+        }
+#endif
+        for (; j < depth; j += PLACES) {
             real *place = dx + (s * depth + j) * 4;
             vec sum = at(place);
             for (int r = 0; r < rows; r++)
@@ -1189,7 +1256,16 @@ static void softmax_heads(real *weights, Index end)
     for (; s < end; s += PLACES)
         max = larger(first_places(at(weights + s * 4), end - s, -INFINITY), max);
     max = larger_of_places(larger(max, other));
-    for (s = 0; s < end; s += PLACES) {
+    s = 0;
+#if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
+    for (; s + 2 <= end; s += 2) {
+        pair e = wide_exp_negative(wide_subtract(wide_at_first(weights + s * 4, WIDE),
+                                                 pair_of_one(max)));
+        wide_put_first(weights + s * 4, e, WIDE);
+        sum = add(add(sum, pair_first(e)), pair_second(e));
+    }
+#endif
+    for (; s < end; s += PLACES) {
         vec score = first_places(at(weights + s * 4), end - s, -INFINITY);
         vec e = exp_negative(subtract(score, max));
         put(weights + s * 4, e);
