@@ -10,7 +10,8 @@ import sys
 from setuptools import Extension, setup
 
 # The files that the sources include.
-PARTS = ("_memory.pxi", "_graph.pxi", "_replay.pxi", "_kernels.h", "_vec.h", "_vec64.h", "_vec32.h")
+PARTS = ("_memory.pxi", "_graph.pxi", "_replay.pxi", "_sampling.pxi")
+HEADERS = ("_kernels.h", "_vec.h", "_vec64.h", "_vec32.h")
 KERNELS = [f"_kernels{bits}{level}.c" for bits in ("", "32") for level in ("", "_avx2", "_avx512")]
 
 
@@ -33,7 +34,7 @@ def core():
     extension = Extension(
         "microgpt._core",
         [f"src/microgpt/{name}" for name in ("_core.pyx", "_levels.c", *KERNELS)],
-        depends=[f"src/microgpt/{name}" for name in (*PARTS, *KERNELS)],
+        depends=[f"src/microgpt/{name}" for name in (*PARTS, *HEADERS, *KERNELS)],
         extra_compile_args=["/O2", "/fp:precise"] if sys.platform == "win32" else unix,
     )
     modules = cythonize([extension], language_level=3)

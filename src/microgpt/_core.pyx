@@ -1254,6 +1254,7 @@ _level(os.environ.get("MICROGPT_SIMD") or "auto")
 
 
 include "_replay.pxi"  # graphs replayed on other ids
+include "_sampling.pxi"  # drawing tokens
 
 
 cdef IdBuffer* first_keys(Matrix q, Matrix k, object starts) except NULL:
