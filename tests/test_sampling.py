@@ -359,3 +359,268 @@ def test_the_numbers_of_a_model_may_change_between_two_calls():
     for param in fresh.model.state_dict.values():
         param.load(param * 3.0)
     assert mg.generate(fresh, n=3, temperature=1.0, rng=random.Random(1)) == changed != before
+
+
+# Prefixes that documents of one call have in common
+
+
+def apart(run, n, seed, **options):
+    """The same documents as of one call, each from a call of its own: they share nothing."""
+    rng = random.Random(seed)
+    return [mg.generate(run, n=1, rng=rng, **options)[0] for _ in range(n)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0}, {"temperature": 1.0}, {"temperature": 3.0, "length": 21},
+    {"top_k": 2}, {"top_p": 0.6, "temperature": 1.0}, {"prompt": "ma"},
+    {"prompt": "olivia", "length": 23}, {"prompt": "oliviaava", "length": 30, "top_k": 3},
+])  # fmt: skip
+def test_documents_of_one_call_are_those_of_calls_of_their_own(options, dtype):
+    docs = ["emma", "olivia", "ava", "mia"]
+    run = mg.train(docs, steps=20, n_embd=8, n_layer=2, n_head=2, block_size=8, dtype=dtype)
+    for seed in range(8 if mg.BACKEND == "cython" else 2):
+        one = mg.generate(run, n=8, rng=random.Random(seed), **options)
+        assert one == apart(run, 8, seed, **options)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """A list of the tokens of every forward pass from now on; each runs the Python of GPT."""
+    calls, forward = [], mg.GPT.forward
+
+    def counted(self, tokens, cache=None, starts=None, trace=None):
+        calls.append(tuple(tokens))  # reading them, so that it cannot be replayed
+        return forward(self, tokens, cache, starts, trace)
+
+    monkeypatch.setattr(mg.GPT, "forward", counted)
+    return calls
+
+
+@pytest.mark.parametrize("prompt", ["", "m"])
+def test_what_follows_a_prefix_is_computed_once_in_a_call(run, computed, prompt):
+    docs = mg.generate(run, n=30, rng=random.Random(1), prompt=prompt)
+    # What follows a document of 8 characters is not asked; what follows BOS and the prompt always.
+    prefixes = {doc[:i] for doc in docs for i in range(len(prompt), len(doc) + 1) if i < 8}
+    assert len(computed) == len(prefixes) < sum(map(len, docs))
+    computed.clear()
+    assert mg.generate(run, n=30, rng=random.Random(1), prompt=prompt) == docs
+    assert len(computed) == len(prefixes)  # again: nothing is kept from one call to the next
+
+
+class Recurrent(mg.GPT):
+    """What it says follows from a state beside the cache: the sum of what it has read."""
+
+    replayable = True
+
+    @classmethod
+    def init_parameters(cls, config, rng):
+        return {"wte": mg.Matrix.of([[rng.gauss(0, 2) for _ in range(8)] for _ in range(8)])}
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        self.state = mg.Matrix(1, 8)
+
+    def forward(self, tokens, cache=None, starts=None, trace=None):
+        if cache.length == 0:
+            self.state.load(mg.Matrix(1, 8))
+        for i in range(len(tokens)):
+            self.state.load(mg.embedding(self.state_dict["wte"], tokens[i : i + 1]) - self.state)
+        cache.length += len(tokens)
+        return mg.linear(self.state, self.state_dict["wte"])
+
+
+class OwnPositions(mg.GPT):
+    replayable = True
+
+    def position_embedding(self, tokens, cache, starts):
+        return super().position_embedding(tokens, cache, starts) * 2.0
+
+
+class Tied(mg.GPT):
+    replayable = True
+
+    @classmethod
+    def init_parameters(cls, config, rng):
+        parameters = super().init_parameters(config, rng)
+        return parameters | {"lm_head": parameters["wte"]}
+
+
+@pytest.mark.parametrize("model", [Recurrent, OwnPositions, Tied, Rerun])
+def test_a_model_of_ones_own_gives_the_same_documents_too(model):
+    run = mg.prepare(["emma", "olivia", "ava"], model=model, n_embd=8, n_head=2, block_size=8)
+    for seed in range(5):
+        docs = mg.generate(run, n=12, temperature=1.0, rng=random.Random(seed))
+        assert docs == apart(run, 12, seed, temperature=1.0)
+
+
+class Summing:
+    """A model over five tokens that keeps its rows in two Matrices, and counts what it computes."""
+
+    def __init__(self, core, dtype="float64"):
+        rng = random.Random(3)
+        self.core, self.length, self.computed = core, 0, []
+        self.table, head = (
+            core.Matrix.of([[rng.gauss(0, 1) for _ in range(3)] for _ in range(5)], dtype)
+            for _ in range(2)
+        )
+        self.head = head
+        self.matrices = [core.Matrix(7, 3, dtype), core.Matrix(7, 3, dtype)]
+        self.replay = core.Replay(self.forward)
+        self.start = core.Matrix.of([[0.2] * 5])
+
+    def forward(self, ids):
+        self.computed.append(tuple(ids))
+        end = self.length + 1
+        x = self.core.embedding(self.table, ids)
+        for matrix, row in zip(self.matrices, (x, x * -2.0), strict=True):
+            matrix[self.length : end].load(row)
+        keys, values = (matrix[:end] for matrix in self.matrices)
+        y = self.core.attention(x, keys, values, 1)
+        return self.core.softmax(self.core.linear(y, self.head))
+
+    def draw(self, rng, prefixes=None, end=7):
+        self.length = 0
+        limits = (None, None)
+        return self.core.draw_tokens(self.replay, self, self.start, end, 4, rng, *limits, prefixes)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_prefix_that_was_computed_is_put_back_as_it_was(core, dtype):
+    one, other = Summing(core, dtype), Summing(core, dtype)
+    prefixes, drawn = core.Prefixes(one.matrices), []
+    rng, same = Counting(1), Counting(1)
+    for _ in range(60):
+        drawn.append(tuple(one.draw(rng, prefixes)))
+        assert list(drawn[-1]) == other.draw(same)
+        assert one.length == other.length == len(drawn[-1]) - 1
+        for mine, its in zip(one.matrices, other.matrices, strict=True):
+            assert mine.tolist()[: one.length] == its.tolist()[: one.length]
+    assert rng.calls == same.calls == len(other.computed) + 60
+    assert len(one.computed) == len({doc[:i] for doc in drawn for i in range(1, len(doc))})
+    assert len(one.computed) < len(other.computed) / 1.5
+
+
+def test_prefixes_beyond_the_limit_are_computed_each_time(core):
+    numbers = 4 + 5 + 3 + 3  # of a prefix
+    for limit, most in ((-1, 0), (0, 0), (numbers - 1, 0), (numbers, 1), (10 * numbers + 1, 10)):
+        one, other = Summing(core), Summing(core)
+        prefixes, rng, same = core.Prefixes(one.matrices, limit), *map(random.Random, (1, 1))
+        drawn = []
+        for _ in range(60):
+            drawn.append(tuple(one.draw(rng, prefixes)))
+            assert list(drawn[-1]) == other.draw(same)
+        kept, computed = set(), 0
+        for doc in drawn:
+            for i in range(1, len(doc)):
+                if doc[:i] not in kept:
+                    computed += 1
+                    kept |= {doc[:i]} if len(kept) < most else set()
+        assert len(one.computed) == computed
+        assert (computed == len(other.computed)) == (most == 0)
+
+
+def test_a_row_that_is_put_back_is_a_change_of_numbers(core):
+    """So a gradient that would be computed from it is refused, as after any other change."""
+    model, w = Summing(core), core.Matrix.of([[1.0, 2.0, 3.0]])
+    prefixes = core.Prefixes(model.matrices)
+    model.draw(None, prefixes)
+    loss = core.mean(core.linear(model.matrices[0], w))
+    assert model.draw(None, prefixes, end=1) and len(model.computed) > 1
+    with pytest.raises(RuntimeError, match="linear"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("length", [7, 10**9, -1])
+def test_prefixes_need_a_row_for_each_token(core, length):
+    (replay, after), cache = chain(core), SimpleNamespace(length=length)
+    prefixes = core.Prefixes([core.Matrix(7, 2)])
+    limits = (None, None)
+    with pytest.raises(ValueError, match="rows .* are empty"):
+        core.draw_tokens(replay, cache, after[0], 10**10, 4, None, *limits, prefixes)
+    assert cache.length == length
+
+
+def test_what_prefixes_are_made_from_is_checked(core):
+    with pytest.raises(TypeError, match="^each of matrices must be a Matrix, not int$"):
+        core.Prefixes([core.Matrix(1, 1), 1])
+    with pytest.raises(TypeError, match="expected an int, not float"):
+        core.Prefixes([], 1.5)
+    (replay, after), cache = chain(core), SimpleNamespace(length=0)
+    for _ in range(2):  # of a model without rows
+        cache.length = 0
+        prefixes = core.Prefixes([], 10**30)
+        assert core.draw_tokens(replay, cache, after[0], 9, 4, None, None, None, prefixes) == [
+            1, 2, 3, 4,
+        ]  # fmt: skip
+
+
+class Meddling(random.Random):
+    """Do something of one's own at each number that is drawn."""
+
+    def __init__(self, seed, meddle):
+        super().__init__(seed)
+        self.meddle = meddle
+
+    def random(self):
+        self.meddle()
+        return super().random()
+
+
+def test_a_generator_may_draw_with_the_same_prefixes(core):
+    model, other = Summing(core), Summing(core)
+    prefixes, inner, depth = core.Prefixes(model.matrices), random.Random(8), []
+
+    def meddle():
+        if depth:
+            return
+        depth.append(1)
+        length, rows = model.length, [m.tolist() for m in model.matrices]
+        model.draw(inner, prefixes)
+        model.length = length
+        for matrix, numbers in zip(model.matrices, rows, strict=True):
+            matrix.load(numbers)
+        depth.clear()
+
+    rng, same = Meddling(2, meddle), random.Random(2)
+    for _ in range(40):
+        assert model.draw(rng, prefixes) == other.draw(same)
+
+
+def test_a_generator_may_change_the_matrices_or_raise(core):
+    model = Summing(core)
+    prefixes = core.Prefixes(model.matrices)
+    draws = random.Random(4)
+
+    def meddle():
+        for matrix in model.matrices:
+            matrix.load([[draws.random()] * 3] * 7)
+        if draws.random() < 0.2:
+            raise LookupError
+
+    rng, ended = Meddling(2, meddle), 0
+    for _ in range(80):
+        try:
+            assert set(model.draw(rng, prefixes)) <= set(range(5))
+            ended += 1
+        except LookupError:
+            pass
+    assert 0 < ended < 80
+
+
+def test_a_generator_that_generates_and_changes_parameters(run):
+    def generate_more():
+        mg.generate(run, n=3, rng=random.Random(1))
+
+    plain = mg.generate(run, n=8, rng=random.Random(6))
+    assert mg.generate(run, n=8, rng=Meddling(6, generate_more)) == plain
+    own = mg.train(["emma", "olivia", "ava", "mia"], steps=5, n_embd=8, n_head=2, block_size=8)
+
+    def change():
+        for param in own.model.parameters():
+            param.load(param * 1.01)
+
+    for seed in range(3):
+        mg.generate(own, n=8, rng=Meddling(seed, change))
+        after = mg.generate(own, n=8, rng=random.Random(seed))
+        assert after == apart(own, 8, seed)

@@ -347,7 +347,7 @@ def test_functions_and_methods_have_the_same_signatures(cores):
     assert {"attention", "adam_update", "grad_enabled", "backward", "exp", "load"} <= set(checked)
 
 
-@pytest.mark.parametrize("name", ["Value", "Matrix", "Replay"])
+@pytest.mark.parametrize("name", ["Value", "Matrix", "Prefixes", "Replay"])
 def test_constructors_have_the_same_signatures(cores, name):
     """Annotations aside, which a compiled class cannot give."""
     pure, compiled = (getattr(core, name) for core in cores)
@@ -361,7 +361,7 @@ def test_help_shows_types_and_no_traces_of_the_signature(compiled):
     assert "linear(x: 'Matrix', w: 'Matrix') -> 'Matrix'" in pydoc.plain(
         pydoc.render_doc(compiled.linear)
     )
-    for thing in (compiled.Value, compiled.Matrix, compiled.Replay):
+    for thing in (compiled.Value, compiled.Matrix, compiled.Prefixes, compiled.Replay):
         assert "--" not in thing.__doc__
         assert "__pyx" not in pydoc.render_doc(thing)
 

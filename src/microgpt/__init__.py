@@ -20,6 +20,7 @@ _MODULES = {
         "BACKEND",
         "BACKEND_REASON",
         "Matrix",
+        "Prefixes",
         "Replay",
         "Value",
         "adam_minimize",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Matrix",
+    "Prefixes",
     "Replay",
     "Value",
     "adam_minimize",
@@ -496,6 +497,40 @@ class Replay:
         return self.f(*ids)
 
 
+class Prefixes:
+    """Keep what `draw_tokens` computes after each prefix, for other documents that begin with it.
+
+    The documents must all begin to be drawn at the same position, after the same tokens.
+
+    matrices: have a row for each token that a model has seen, its keys or its values. What the
+        model says must follow from these rows, the token and the position.
+    limit: the most numbers to keep, with four counted for each prefix itself. What comes after
+        that is computed each time.
+    """
+
+    def __init__(self, matrices: Iterable[Matrix], limit: int = 2_000_000) -> None:
+        self._matrices, self._room = tuple(matrices), checks.index(limit)
+        for matrix in self._matrices:
+            checks.instance(matrix, "each of matrices", Matrix)
+        self._kept: dict[tuple[int, ...], Any] = {}
+
+    def _after(self, tokens, replay, position):
+        """Return the probabilities after tokens; the matrices have the row of the last one."""
+        prefix = tuple(tokens)
+        rows = [matrix[position : position + 1] for matrix in self._matrices]
+        if prefix in self._kept:
+            probs, numbers = self._kept[prefix]
+            for row, lists in zip(rows, numbers, strict=True):
+                row.load(lists)
+            return probs
+        probs = replay(tokens[-1:], key=position).tolist()[-1]
+        size = 4 + len(probs) + sum(row.shape[1] for row in rows)
+        if size <= self._room:
+            self._room -= size
+            self._kept[prefix] = probs, [row.tolist() for row in rows]
+        return probs
+
+
 def positions(
     tokens: Sequence[int], starts: Iterable[int] | None = None, block_size: int | None = None
 ) -> Sequence[int]:
@@ -602,7 +637,7 @@ def draw_token(
 
 def draw_tokens(
     replay: Replay, cache: Any, probs: Matrix, end: int, stop: int, rng: Any,
-    top_k: int | None = None, top_p: float | None = None,
+    top_k: int | None = None, top_p: float | None = None, prefixes: Prefixes | None = None,
 ) -> list[int]:  # fmt: skip
     """Return the tokens drawn one after another, each fed to a model to draw the next.
 
@@ -611,15 +646,19 @@ def draw_tokens(
     cache: its `length` is the position: how many tokens the model has seen.
     probs: a Matrix whose last row the first token is drawn from.
     end: the position to end at. stop: the token after which to end; it is in the list then.
+    prefixes: what other documents that begin with the same tokens have computed.
     """
     tokens = [draw_token(probs.tolist()[-1], rng, top_k, top_p)]
     position = cache.length
     while tokens[-1] != stop and position < end:
         cache.length = position
-        probs = replay(tokens[-1:], key=position)
+        if prefixes is None:
+            row = replay(tokens[-1:], key=position).tolist()[-1]
+        else:
+            row = prefixes._after(tokens, replay, position)
         position += 1
         cache.length = position
-        tokens.append(draw_token(probs.tolist()[-1], rng, top_k, top_p))
+        tokens.append(draw_token(row, rng, top_k, top_p))
     return tokens
 
 

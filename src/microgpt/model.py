@@ -128,6 +128,11 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({self.length} of {self.block_size} tokens)"
 
+    @property
+    def matrices(self) -> list[Matrix]:
+        """The keys and the values of all layers, with a row for each token."""
+        return self._keys + self._values
+
     def extend(self, layer: int, k: Matrix, v: Matrix) -> tuple[Matrix, Matrix]:
         """Store new rows k and v (T, n_embd) of a layer; return all its keys and values so far."""
         end = self.length + len(k)

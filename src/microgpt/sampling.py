@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from . import _checks as checks
-from .core import Matrix, Replay, draw_token, draw_tokens, no_grad, softmax
+from .core import Matrix, Prefixes, Replay, draw_token, draw_tokens, no_grad, softmax
 from .model import GPT, Cache, check_model
 from .training import Run, check_run
 
@@ -48,6 +48,8 @@ def generate(
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
     start = run.tokenizer.encode(prompt)[1:-1]
     sampler = _Sampler(run.model, temperature, top_k, top_p)
+    if n > 1:
+        sampler.share_prefixes()
     return [decode(sampler.sample(bos, rng, start, length)) for _ in range(n)]
 
 
@@ -97,11 +99,22 @@ class _Sampler:
         self._replay = Replay(self._probabilities) if model.replayable else None
         self._start: Sequence[int] = ()  # the tokens that the cache holds from its first row on
         self._after_start: Matrix | None = None
+        self._prefixes: Prefixes | None = None
+
+    def share_prefixes(self) -> None:
+        """Compute what documents begin with once for all, if it is known to be in the cache.
+
+        All must have the same prompt. A subclass may keep more than keys and values.
+        """
+        model = type(self._model)
+        if model.forward is GPT.forward and model.position_embedding is GPT.position_embedding:
+            self._prefixes = Prefixes(self._cache.matrices)
 
     def sample(self, bos: int, rng: Random, prompt: Sequence[int], length: int) -> list[int]:
         cache, tokens = self._cache, list(prompt)
         draw_from = None if self._greedy else rng
         pending = [bos, *tokens]  # what the model has not seen yet
+        prefixes = self._prefixes
         cache.length = 0
         while len(tokens) < length:
             if cache.block_size - cache.length < len(pending):  # continue with the latest half
@@ -111,8 +124,9 @@ class _Sampler:
                 probs = self._from_start(pending)
                 end = min(cache.block_size, cache.length + length - len(tokens) - 1)
                 tokens += draw_tokens(
-                    self._replay, cache, probs, end, bos, draw_from, *self._limits
+                    self._replay, cache, probs, end, bos, draw_from, *self._limits, prefixes
                 )
+                prefixes = None  # they begin where the document does, not a later window
             else:
                 row = self._probabilities(pending).tolist()[-1]
                 tokens.append(draw_token(row, draw_from, *self._limits))
