@@ -138,10 +138,10 @@ class _Sampler:
     def _from_start(self, tokens: Sequence[int]) -> Matrix:
         """Return the probabilities after tokens, the first of a document or of a window.
 
-        All documents of a call begin alike: BOS and the prompt are computed for the first one, and
-        for the next ones they are in the cache.
+        Documents that share prefixes begin alike: BOS and the prompt are computed for the first
+        one, and for the next ones they are in the cache.
         """
-        if self._after_start is None or tokens != self._start:
+        if self._prefixes is None or self._after_start is None or tokens != self._start:
             self._after_start, self._start = None, tokens  # in case of an error
             self._after_start = self._probabilities(tokens)
         self._cache.length = len(tokens)
