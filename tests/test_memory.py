@@ -54,6 +54,18 @@ STEPS = {
                 kept[:] = [replay([0] * n, [0])]
             core.Replay(mean_loss)([0], [0])
     """,
+    "prefixes": """
+        import random
+        from types import SimpleNamespace
+        table, cache = Matrix.of([[0.1] * 8] * 8), SimpleNamespace(length=0)
+        rows, rng = Matrix(4, 8), random.Random(1)
+        replay = core.Replay(lambda ids: core.softmax(core.embedding(table, ids)))
+        def step():
+            prefixes = core.Prefixes([rows, rows])
+            for _ in range(20):
+                cache.length = 0
+                core.draw_tokens(replay, cache, table, 4, -1, rng, None, None, prefixes)
+    """,
     "no_grad": """
         m, x = Matrix.of([[0.1] * 8] * 8), Value(2)
         def step():

@@ -4,6 +4,8 @@ What is promised: MemoryError, nothing leaked, and everything else unchanged.
 """
 
 import gc
+import random
+from types import SimpleNamespace
 
 import pytest
 from ops import AdamState
@@ -133,9 +135,31 @@ def adam(c):
     return program, [p]
 
 
+def drawn(c):
+    table = c.Matrix.of([[0.1, -0.2, 0.4], [0.3, 0.5, -0.1], [-0.7, 0.2, 0.9]])
+    rows = c.Matrix(4, 3)
+
+    def after(ids):
+        x = c.embedding(table, ids)
+        rows[cache.length : cache.length + 1].load(x)
+        return c.softmax(c.linear(x, table))
+
+    cache = SimpleNamespace(length=0)
+
+    def program():
+        rng, start = random.Random(1), c.Matrix.of([[0.3, 0.3, 0.4]])
+        prefixes, replay, total = c.Prefixes([rows]), c.Replay(after), 0
+        for _ in range(9):
+            cache.length = 0
+            total += sum(c.draw_tokens(replay, cache, start, 4, -1, rng, 3, None, prefixes))
+        return total
+
+    return program, [table]
+
+
 PROGRAMS = [
     scalars, custom_ops, block_ops, views_elements_packs, without_grad, elements_without_an_op,
-    made_and_copied, replayed, adam,
+    made_and_copied, replayed, adam, drawn,
 ]  # fmt: skip
 
 

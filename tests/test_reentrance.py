@@ -308,6 +308,7 @@ class World:
         self.moments = [[c.Matrix(3, 4) for _ in range(2)] for _ in range(2)]
         self.step, self.beta1, self.beta2, self.eps = 0, 0.85, 0.99, 1e-8
         self.replay = c.Replay(self.f)
+        self.prefixes = c.Prefixes(self.blocks[2:4])
         self.held = []
 
     def f(self, tokens, starts=None):
@@ -409,6 +410,44 @@ class WorldState:
             setattr(self._world, name, value)
 
 
+class WorldDraws(random.Random):
+    """A generator and a cache, which do something else whenever they are asked."""
+
+    def __init__(self, world):
+        super().__init__(5)
+        self.world, self.tokens = world, 0
+
+    def random(self):
+        self.world.happens()
+        return super().random()
+
+    @property
+    def length(self):
+        self.world.happens()
+        return self.tokens
+
+    @length.setter
+    def length(self, tokens):
+        self.world.happens()
+        self.tokens = tokens
+
+
+def draw(w):
+    """Draw some documents, whose prefixes are computed once and then put back."""
+
+    def after(ids):
+        w.happens()
+        return w.c.softmax(w.c.embedding(w.blocks[0], ids))
+
+    draws, replay, documents = WorldDraws(w), w.c.Replay(after), []
+    for _ in range(6):
+        draws.length = 0
+        documents.append(w.c.draw_tokens(
+            replay, draws, w.blocks[4], 3, 3, draws, w.number(9), None, w.prefixes
+        ))  # fmt: skip
+    return documents
+
+
 def subclass(w):
     class Named(w.c.Matrix):
         def __init__(self, rows, cols):
@@ -490,6 +529,7 @@ CALLS = {
     "under no_grad": lambda w: w.c.no_grad()(lambda: w.c.softmax(w.blocks[0], w.number(2)))(),
     "what does not fit": lambda w: w.c.attention(*w.blocks[:3], w.number(3), w.some([0])),
     "entries that are none": lambda w: w.blocks[2].load(w.some([w.some([w.number(1), "a"])] * 3)),
+    "load of what was drawn": draw,
     "ids out of range": lambda w: w.c.embedding(w.blocks[0], w.some([w.number(0), w.number(3)])),
 }  # fmt: skip
 
