@@ -6,8 +6,11 @@
 With `--against` the same is measured with another Python and the package that it has, both in
 turn in each round. All times are the processor's, medians of several rounds. Linux and macOS.
 
-    generate      characters per second at a size, and the speed at which the parameters are read
-                  for them: all but the embeddings once for each token
+    generate      characters per second at a size, for 200 names of one call, which share what they
+                  begin with
+    one by one    the same names, each from a call of its own: nothing is shared, and each call
+                  records its graphs anew. With it the speed at which the parameters are read: all
+                  but the embeddings once for each token
     read          how fast the C library reads as many bytes again and again: what the caches give
     train         `microgpt train`, from the start of Python to its end
     import        what `from microgpt import Value` adds to `python -c pass`
@@ -32,6 +35,7 @@ from rounds import Clock, spread, uncertainty
 
 SIZES = [(16, 1), (64, 1), (64, 4)]
 TRAINED = 100  # steps, so that what is generated looks like names
+NAMES = 200
 LINKS = 20_000
 STARTS = 5  # of an interpreter, for one figure of the import
 
@@ -47,21 +51,32 @@ def timed(work: Callable[[], object], least: float = 0.2) -> float:
 
 
 def generate(n_embd: int, n_layer: int) -> dict[str, float]:
-    """Generate names from a model that was trained for a moment."""
+    """Generate names from a model that was trained for a moment, together and one by one."""
     import microgpt as mg
 
     docs = mg.load_documents()
     run = mg.finish(mg.prepare(docs, steps=TRAINED, n_embd=n_embd, n_layer=n_layer))
-    names = mg.generate(run, 200, rng=random.Random(1))
-    seconds = timed(lambda: mg.generate(run, 200, rng=random.Random(1)))
-    characters, head = sum(map(len, names)), f"generate {n_embd},{n_layer}"
+
+    def together() -> list[str]:
+        return mg.generate(run, NAMES, rng=random.Random(1))
+
+    def one_by_one() -> list[str]:
+        rng = random.Random(1)
+        return [mg.generate(run, 1, rng=rng)[0] for _ in range(NAMES)]
+
+    names, shape = together(), f"{n_embd},{n_layer}"
+    if one_by_one() != names:
+        raise SystemExit("names of one call and of several are not the same")
+    seconds, seconds_alone = timed(together), timed(one_by_one)
+    characters = sum(map(len, names))
     tokens = characters + sum(len(name) < run.model.config.block_size for name in names)  # BOS
     state = run.model.state_dict
     size = 8 * (run.model.num_params - sum(len(state[n].tolist()) * n_embd for n in ("wte", "wpe")))
     memory = b"x" * size
     return {
-        f"{head}, characters/s": characters / seconds,
-        f"{head}, GB/s": tokens * size / seconds / 1e9,
+        f"generate {shape}, characters/s": characters / seconds,
+        f"one by one {shape}, characters/s": characters / seconds_alone,
+        f"one by one {shape}, GB/s": tokens * size / seconds_alone / 1e9,
         f"read {size:,} bytes, GB/s": size / timed(lambda: memory.find(b"y"), 0.02) / 1e9,
     }
 
