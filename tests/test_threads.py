@@ -3,9 +3,10 @@
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
-from ops import is_compiled
+from ops import AdamState, is_compiled
 
 import microgpt as mg
 
@@ -67,6 +68,45 @@ def test_a_graph_in_use_by_another_thread_is_refused_or_waited_for(compiled):
 
 def train(seed, results, sizes):
     results[seed] = mg.train(mg.load_documents()[:200], seed=seed, **sizes).losses
+
+
+def test_tokens_are_not_drawn_from_half_an_update(compiled):
+    """The graphs of the positions are recorded before, so that nothing but replays reads w."""
+    n, shapes = 512, [(512, 512)]
+    w = compiled.Matrix.of([[0.001 * ((7 * i + j) % 13) for j in range(n)] for i in range(n)])
+    x = compiled.Matrix.of([[0.01 * j for j in range(n)]] * 64)
+    cache = SimpleNamespace(length=0)
+    m, v = ([compiled.Matrix(*shape) for shape in shapes] for _ in range(2))
+    adam = AdamState([w], m, v)
+
+    def probabilities(tokens):
+        with compiled.no_grad():
+            return compiled.softmax(compiled.linear(compiled.embedding(w, tokens), w))
+
+    def draw():
+        cache.length = 0
+        return compiled.draw_tokens(replay, cache, first, 8, n, None)
+
+    def train():
+        for _ in range(30):
+            compiled.adam_minimize(compiled.mean(compiled.linear(x, w)), adam, 0.01)
+
+    replay, first = compiled.Replay(probabilities), probabilities([1])
+    assert len(draw()) == 9
+    drawn, refused = 0, []
+    thread = threading.Thread(target=train)
+    thread.start()
+    while thread.is_alive():
+        try:
+            draw()
+            drawn += 1
+        except RuntimeError as error:
+            refused.append(str(error))
+    thread.join()
+    print(f"{drawn} drawn, {len(refused)} refused")
+    assert refused
+    assert all("another thread" in message for message in refused), set(refused)
+    assert len(draw()) == 9
 
 
 def test_trainings_in_two_threads_do_not_disturb_each_other():
