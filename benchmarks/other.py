@@ -7,10 +7,10 @@ With `--against` the same is measured with another Python and the package that i
 turn in each round. All times are the processor's, medians of several rounds. Linux and macOS.
 
     generate      characters per second at a size, for 200 names of one call, which share what they
-                  begin with
-    one by one    the same names, each from a call of its own: nothing is shared, and each call
-                  records its graphs anew. With it the speed at which the parameters are read: all
-                  but the embeddings once for each token
+                  begin with; and the speed at which the parameters are read for them: all but the
+                  embeddings once after each different prefix. A version that shares nothing reads
+                  them more often than that
+    one by one    the same names, each from a call of its own
     read          how fast the C library reads as many bytes again and again: what the caches give
     train         `microgpt train`, from the start of Python to its end
     import        what `from microgpt import Value` adds to `python -c pass`
@@ -69,14 +69,15 @@ def generate(n_embd: int, n_layer: int) -> dict[str, float]:
         raise SystemExit("names of one call and of several are not the same")
     seconds, seconds_alone = timed(together), timed(one_by_one)
     characters = sum(map(len, names))
-    tokens = characters + sum(len(name) < run.model.config.block_size for name in names)  # BOS
+    longest = run.model.config.block_size - 1  # that a token is drawn after
+    prefixes = {name[:i] for name in names for i in range(min(len(name), longest) + 1)}
     state = run.model.state_dict
     size = 8 * (run.model.num_params - sum(len(state[n].tolist()) * n_embd for n in ("wte", "wpe")))
     memory = b"x" * size
     return {
         f"generate {shape}, characters/s": characters / seconds,
+        f"generate {shape}, GB/s": len(prefixes) * size / seconds / 1e9,
         f"one by one {shape}, characters/s": characters / seconds_alone,
-        f"one by one {shape}, GB/s": tokens * size / seconds_alone / 1e9,
         f"read {size:,} bytes, GB/s": size / timed(lambda: memory.find(b"y"), 0.02) / 1e9,
     }
 

@@ -58,7 +58,7 @@ def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
 
 
 def test_an_infinite_temperature_draws_every_token_alike(run):
-    model = _Sampler(run.model, math.inf, None, None)
+    model = _Sampler(run.model, math.inf, None, None, n=1, length=1)
     assert model._probabilities([run.tokenizer.bos]).tolist()[0] == pytest.approx([1 / 8] * 8)
 
 
@@ -70,7 +70,7 @@ def probabilities(logits, temperature):
 @pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 2.0])
 def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(run, temperature):
     bos = run.tokenizer.bos
-    model, tokens = _Sampler(run.model, temperature, None, None), [bos, 0, 3, 1]
+    model, tokens = _Sampler(run.model, temperature, None, None, 2, 16), [bos, 0, 3, 1]
     for attempt in range(3):  # the first computes and records, the others replay
         for i, token in enumerate(tokens):
             model._cache.length = i

@@ -47,10 +47,8 @@ def generate(
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
     start = run.tokenizer.encode(prompt)[1:-1]
-    sampler = _Sampler(run.model, temperature, top_k, top_p)
-    if n > 1:
-        sampler.share_prefixes()
-    return [decode(sampler.sample(bos, rng, start, length)) for _ in range(n)]
+    sampler = _Sampler(run.model, temperature, top_k, top_p, n, length)
+    return [decode(sampler.sample(bos, rng, start)) for _ in range(n)]
 
 
 def sample(
@@ -73,8 +71,8 @@ def sample(
     if isinstance(model, Run) or bos is None or rng is None:
         raise TypeError(f"sample takes a model, BOS and a generator, {usage}; generate takes a run")
     check_model(model, usage)
-    sampler = _Sampler(model, temperature, top_k, top_p)
-    return sampler.sample(bos, rng, prompt, _length(model, length, prompt))
+    length = _length(model, length, prompt)
+    return _Sampler(model, temperature, top_k, top_p, 1, length).sample(bos, rng, prompt)
 
 
 def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
@@ -86,35 +84,38 @@ def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
 
 
 class _Sampler:
-    """Draw documents from a model, token by token."""
+    """Draw n documents of at most length tokens, all with the same prompt, token by token."""
 
     def __init__(
-        self, model: GPT, temperature: float, top_k: int | None, top_p: float | None
+        self,
+        model: GPT,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        n: int,
+        length: int,
     ) -> None:
         if not (temperature := checks.number(temperature, "temperature")) >= 0.0:
             raise ValueError(f"temperature must be at least 0, not {temperature}")
         self._greedy = temperature < LEAST_TEMPERATURE
         self._temperature, self._limits = min(temperature, 1e290), checks.draw_limits(top_k, top_p)
-        self._model, self._cache = model, Cache(model.config)
-        self._replay = Replay(self._probabilities) if model.replayable else None
+        self._model, self._cache, self._length = model, Cache(model.config), length
+        self._replay: Replay | None = None
+        if model.replayable and (n > 1 or length > model.config.block_size):
+            self._replay = Replay(self._probabilities)  # as a position is computed again
+        self._prefixes: Prefixes | None = None
+        kind = type(model)  # a subclass may keep more than keys and values in the cache
+        is_plain = kind.forward is GPT.forward and kind.position_embedding is GPT.position_embedding
+        if n > 1 and is_plain:
+            self._prefixes = Prefixes(self._cache.matrices)
         self._start: Sequence[int] = ()  # the tokens that the cache holds from its first row on
         self._after_start: Matrix | None = None
-        self._prefixes: Prefixes | None = None
 
-    def share_prefixes(self) -> None:
-        """Compute what documents begin with once for all, if it is known to be in the cache.
-
-        All must have the same prompt. A subclass may keep more than keys and values.
-        """
-        model = type(self._model)
-        if model.forward is GPT.forward and model.position_embedding is GPT.position_embedding:
-            self._prefixes = Prefixes(self._cache.matrices)
-
-    def sample(self, bos: int, rng: Random, prompt: Sequence[int], length: int) -> list[int]:
+    def sample(self, bos: int, rng: Random, prompt: Sequence[int]) -> list[int]:
         cache, tokens = self._cache, list(prompt)
         draw_from = None if self._greedy else rng
         pending = [bos, *tokens]  # what the model has not seen yet
-        prefixes = self._prefixes
+        prefixes, length = self._prefixes, self._length
         cache.length = 0
         while len(tokens) < length:
             if cache.block_size - cache.length < len(pending):  # continue with the latest half
