@@ -36,6 +36,17 @@ def test_the_gradient_of_a_weight_is_a_sum_in_the_order_of_the_rows(compiled, le
         assert block.grad.tolist() == expected
 
 
+@pytest.mark.parametrize("rows", [2, 7, 14, 15, 225, 500])
+def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it(compiled, levels, rows):
+    rng = random.Random(rows)
+    x, w = numbers(rng, rows, 9), compiled.Matrix.of(numbers(rng, 20, 9))
+    for level in levels:
+        compiled._level(level)
+        together = compiled.linear(compiled.Matrix.of(x), w).tolist()
+        alone = [compiled.linear(compiled.Matrix.of([row]), w).tolist()[0] for row in x]
+        assert together == alone
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 2), (27, 16), (8, 35), (3, 64)])
 def test_all_levels_take_the_same_adam_steps(compiled, levels, shape):
     sides = []

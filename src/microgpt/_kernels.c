@@ -92,6 +92,8 @@ enum { UPDATE_ROWS = 16 };
  * that the rows of x and dy that they come from stay in the caches: those of some hundred tokens do
  * not, and a column of them is in as many pages. */
 enum { BLOCK_TERMS = 96 };
+/* And as many rows of x go past all panels of the weights before the next ones. */
+enum { BLOCK_ROWS = 224 };
 
 /* From as many rows on a linear works with panels of its weights, at the levels that do; the
  * smallest such number of all levels says who gets memory for one. */
@@ -641,7 +643,10 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
 {
 #if defined(PANELS)
     if (T >= LEAST_PANEL_ROWS) {
-        linear_forward_by_panels(y, scratch, x, w, T, nin, nout);
+        for (Index t = 0, rows; t < T; t += rows) {
+            rows = tile_rows(T - t, BLOCK_ROWS);
+            linear_forward_by_panels(y + t * nout, scratch, x + t * nin, w, rows, nin, nout);
+        }
         return;
     }
 #endif
