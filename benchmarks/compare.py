@@ -87,7 +87,7 @@ def measure(size: tuple[int, int], names: list[str], args: argparse.Namespace) -
     def settled() -> bool:
         return all(uncertainty(values) <= args.settled / 100 for values in times.values())
 
-    for count in range(args.most + 1):
+    for count in range(max(args.most, args.rounds) + 1):
         if count > args.rounds and settled():
             break
         for name in names:

@@ -142,7 +142,7 @@ def main() -> None:
     print(", of the other, and this / other" if args.against else "")
     for kind in args.only:
         figures: dict[str, list[list[float]]] = {}
-        for rounds in range(args.most + 1):  # the first one warms up
+        for rounds in range(max(args.most, args.rounds) + 1):  # the first one warms up
             for place, python in enumerate(pythons):
                 measured = measure(python, kind)
                 for name, figure in measured.items() if rounds else ():

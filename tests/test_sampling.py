@@ -288,6 +288,23 @@ def test_tokens_are_drawn_until_the_end_or_the_one_to_stop_at(core):
         assert cache.length == 7
 
 
+def test_a_position_below_0_is_no_other_position(core):
+    one, two = (
+        core.Matrix.of([[float(j == (i + step) % 5) for j in range(5)] for i in range(5)])
+        for step in (1, 2)
+    )
+    cache, start = SimpleNamespace(length=0), core.embedding(one, [0])
+    replay = core.Replay(lambda ids: core.embedding(two if cache.length < 0 else one, ids))
+
+    def draw(length):
+        cache.length = length
+        return core.draw_tokens(replay, cache, start, length + 3, 5, None)
+
+    for _ in range(3):
+        assert draw(-2) == [1, 3, 0, 1]
+        assert draw(0) == [1, 2, 3, 4]
+
+
 def test_python_in_the_middle_of_a_draw_changes_no_token_but_what_it_does(core):
     """A generator may call the replay itself, or raise."""
     (replay, after), cache = chain(core), SimpleNamespace(length=0)
@@ -530,7 +547,7 @@ def test_prefixes_need_a_row_for_each_token(core, length):
     (replay, after), cache = chain(core), SimpleNamespace(length=length)
     prefixes = core.Prefixes([core.Matrix(7, 2)])
     limits = (None, None)
-    with pytest.raises(ValueError, match="rows .* are empty"):
+    with pytest.raises(ValueError, match=f"position {length} is outside the 7 rows of keys"):
         core.draw_tokens(replay, cache, after[0], 10**10, 4, None, *limits, prefixes)
     assert cache.length == length
 

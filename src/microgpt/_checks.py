@@ -194,6 +194,12 @@ def row_slice(wanted: slice, rows: int) -> tuple[int, int]:
     return start, stop
 
 
+def cache_row(position: int, rows: int) -> None:
+    """Raise ValueError unless position is that of a row of keys and values."""
+    if not 0 <= position < rows:
+        raise ValueError(f"position {position} is outside the {rows} rows of keys and values")
+
+
 def load_shapes(own: Shape, other: Shape) -> None:
     if own != other:
         raise ValueError(f"load needs shape {own}, not {other}")

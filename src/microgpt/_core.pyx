@@ -36,6 +36,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from libc.math cimport exp, isfinite, isinf, log, pow, sqrt, tanh
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memmove, memset
 
 cimport cython

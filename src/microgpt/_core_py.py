@@ -517,6 +517,8 @@ class Prefixes:
     def _after(self, tokens, replay, position):
         """Return the probabilities after tokens; the matrices have the row of the last one."""
         prefix = tuple(tokens)
+        for matrix in self._matrices:
+            checks.cache_row(position, len(matrix))
         rows = [matrix[position : position + 1] for matrix in self._matrices]
         if prefix in self._kept:
             probs, numbers = self._kept[prefix]

@@ -666,9 +666,9 @@ static void linear_forward(real *y, real *scratch, const real *x, const real *w,
  *
  * A moment whose gradient stays 0 falls below 1e-308 after some 4,000 steps; as a subnormal number
  * it would cost ten times as much, for ever. To add 1e-270 and to subtract it again rounds it to 0
- * in time, and leaves what is above 1e-254 as it is; the root is then never that of 0 either,
+ * in time, and leaves what is above 1e-253 as it is; the root is then never that of 0 either,
  * which makes no difference beside an eps above 1e-119. For floats it is 2^-100, and leaves what is
- * above 1e-23 as it is.
+ * above 3e-23 as it is.
  *
  * The divider bounds the loop: one square root and one division per parameter. With AVX-512 three of
  * four roots and one of four quotients come from the multipliers, so that both are busy. */
@@ -1327,7 +1327,6 @@ INLINE void attention_forward_rows(const int rows, real *y, real *weights, const
             pass_sums_on(y + r * n + j, 1, sum[r], head_dim, heads, head_dim - j);
     }
 }
-
 
 static void attention_forward(real *y, real *saved, const real *q, const real *k,
                               const real *v, const Index *first_key, Index T, Index S, Index n,

@@ -751,7 +751,7 @@ cdef class Replay:
 
     cdef int keep(self, Py_ssize_t position) except -1:
         """Note the graph of a position, for `step`."""
-        if position >= MAX_STEPS:
+        if not 0 <= position < MAX_STEPS:
             return 0
         while len(self.steps) <= position:
             self.steps.append(None)

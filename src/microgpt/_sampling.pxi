@@ -4,8 +4,8 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
                        object top_p) except -1:
     """Return what `draw_token` does; random: the method of the generator, or None.
 
-    probs: they become their own running sums. random may run any Python, so they are kept by the
-        caller, and no Python can reach them.
+    probs: they become their own running sums. random may run any Python, which must not be able to
+        change or free them.
     """
     cdef double total = 0.0, least = 0.0, part
     cdef Py_ssize_t i, best = 0
@@ -31,39 +31,40 @@ cdef Py_ssize_t choose(double* probs, Py_ssize_t n, object random, object top_k,
     return i
 
 
+cdef struct Likely:
+    double prob
+    Py_ssize_t index
+
+
+cdef int likelier(const void* a, const void* b) noexcept nogil:
+    """Order by probability, the largest first; equal ones by their indices."""
+    cdef const Likely* x = <const Likely*>a
+    cdef const Likely* y = <const Likely*>b
+    if x.prob != y.prob:
+        return -1 if x.prob > y.prob else 1
+    return -1 if x.index < y.index else 1
+
+
 cdef int keep_likely(double* probs, Py_ssize_t n, Py_ssize_t limit, object top_p) except -1:
     """Set to 0 all but the `limit` largest, and of these all that top_p leaves out."""
     cdef double total = 0.0, part = 1.0 if top_p is None else top_p, sum = 0.0
     cdef Py_ssize_t i, n_kept = limit
-    cdef Py_ssize_t* likely = <Py_ssize_t*>allocate(n * sizeof(Py_ssize_t))
-    sort_by_probability(likely, probs, n)
+    cdef Likely* likely = <Likely*>allocate(n * sizeof(Likely))
+    for i in range(n):
+        likely[i].prob, likely[i].index = probs[i], i
+    qsort(likely, n, sizeof(Likely), likelier)
     if top_p is not None:
         for i in range(limit):
-            total += probs[likely[i]]
+            total += likely[i].prob
         n_kept = 1
         for i in range(limit):
-            sum += probs[likely[i]]
+            sum += likely[i].prob
             n_kept += sum < part * total
         n_kept = min(n_kept, limit)
     for i in range(n_kept, n):
-        probs[likely[i]] = 0.0
+        probs[likely[i].index] = 0.0
     PyMem_RawFree(likely)
     return 0
-
-
-cdef void sort_by_probability(Py_ssize_t* indices, double* probs, Py_ssize_t n) noexcept:
-    """List 0 to n - 1, the largest probability first; equal ones in the order of the indices."""
-    cdef Py_ssize_t i, low, high, middle
-    for i in range(n):
-        low, high = 0, i
-        while low < high:
-            middle = (low + high) // 2
-            if probs[indices[middle]] < probs[i]:
-                high = middle
-            else:
-                low = middle + 1
-        memmove(indices + low + 1, indices + low, (i - low) * sizeof(Py_ssize_t))
-        indices[low] = i
 
 
 def draw_token(probs, rng, top_k=None, top_p=None):
@@ -171,7 +172,7 @@ cdef class Prefixes:
 
     cdef int require_row(self, Py_ssize_t position) except -1:
         if not 0 <= position < self.rows:
-            refuse(checks.row_slice, (slice(position, position + 1), self.rows))
+            refuse(checks.cache_row, (position, self.rows))
         return 0
 
     cdef void* row_of(self, Py_ssize_t i, Py_ssize_t position) noexcept:

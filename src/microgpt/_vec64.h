@@ -55,9 +55,9 @@ INLINE reg larger_part(reg a, reg b)
 
 INLINE reg exp_part(reg x) { EXP_OF(reg, ireg); }
 
-/* To 4 units in the last place. tanh |x| = q / (q + 2) with q = exp(2 |x|) - 1. With k and r as above, and p the Taylor sum
- * without its 1, q is 2^k p + (2^k - 1), so that nothing cancels near 0. From 20 on the result is
- * 1. NaN stays NaN. */
+/* To 4 units in the last place. tanh |x| = q / (q + 2) with q = exp(2 |x|) - 1. With k and r as
+ * above, and p the Taylor sum without its 1, q is 2^k p + (2^k - 1), so that nothing cancels near 0.
+ * From 20 on the result is 1. NaN stays NaN. */
 INLINE reg tanh_part(reg x)
 {
     const reg shift = spread(0x1.8p52 + 1023.0);
@@ -168,7 +168,8 @@ INLINE wide wide_root(wide x) { return _mm512_sqrt_pd(x); }
  *     and s = g (1 - 2 r)^(-1/2) = g (1 + r + 3/2 r^2 + 5/2 r^3 + ...). Up to r^2 this leaves g
  *     with a relative error below 2^-40; h (1 + r) has one below 2^-27 as 1 / (2 s).
  *   - s = g + d k exactly, where d = x - g^2 and k = 1 / (s + g), which differs from h by less
- *     than 2^-26 of it, the rounding of d included. So s lies between g + d h1 and g + d h2 for
+ *     than 2^-26 of it, the rounding of d included. (Where d is so small that its rounding is not,
+ *     d k is far below half of the last place.) So s lies between g + d h1 and g + d h2 for
  *     h1 and h2 that are h less and more 2^-25 of it or more, as a step of 2^28 in its last place
  *     gives.
  *   - Rounding is monotonic: where both sums round to the same number, s does too. They are less
@@ -207,7 +208,7 @@ INLINE void wide_roots(wide root[4], const wide x[4])
             root[i] = _mm512_sqrt_pd(x[i]);
 }
 
-/* Four quotients a / b for b from 1e-300 to 1e300: three by the instruction, and the last one from
+/* Four quotients a / b for b >= 1e-300: three by the instruction, and the last one from
  * the multipliers, to the same bits. With more of them the multipliers, which have the roots too,
  * would be what all wait for.
  *
@@ -216,8 +217,9 @@ INLINE void wide_roots(wide root[4], const wide x[4])
  *     is near a / b.
  *   - a / b = g + d / b exactly, where d = a - b g. As for the roots it lies between g + d h1 and
  *     g + d h2, and is what both round to, if they round to the same number.
- *   - Where d is subnormal or 0, its rounding is not that small: there, and for infinity and NaN,
- *     the instruction decides. */
+ *   - Where d is subnormal or 0, its rounding is not that small: there the instruction decides. It
+ *     does where a or b is infinite or NaN, and where 1 / b is so small that y is 0, because a sum
+ *     is NaN then. */
 INLINE void wide_quotients(wide q[4], const wide a[4], const wide b[4])
 {
     enum { ZERO = 0x02 + 0x04, SUBNORMAL = 0x20 };

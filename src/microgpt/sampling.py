@@ -38,7 +38,7 @@ def generate(
 
     Raises ValueError if n or temperature is negative, top_k, top_p or length is out of range, the
     prompt does not fit or has a character that is not in the alphabet; FloatingPointError if a
-    logit is not finite.
+    logit is not finite; RuntimeError if another thread is computing with the parameters.
     """
     if isinstance(run, GPT):
         raise TypeError("generate takes a run, which knows the alphabet; sample takes a model")
