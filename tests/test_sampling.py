@@ -1,5 +1,6 @@
 """Sampling: the draw, where it stops, what temperature does."""
 
+import copy
 import math
 import random
 from collections import Counter
@@ -58,7 +59,7 @@ def test_a_tiny_temperature_takes_the_likeliest_token_too(run, temperature):
 
 
 def test_an_infinite_temperature_draws_every_token_alike(run):
-    model = _Sampler(run.model, math.inf, None, None, n=1, length=1)
+    model = _Sampler(run.model, math.inf, replay=False)
     assert model._probabilities([run.tokenizer.bos]).tolist()[0] == pytest.approx([1 / 8] * 8)
 
 
@@ -70,7 +71,7 @@ def probabilities(logits, temperature):
 @pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 2.0])
 def test_the_probabilities_are_the_softmax_of_the_logits_over_the_temperature(run, temperature):
     bos = run.tokenizer.bos
-    model, tokens = _Sampler(run.model, temperature, None, None, 2, 16), [bos, 0, 3, 1]
+    model, tokens = _Sampler(run.model, temperature, replay=True), [bos, 0, 3, 1]
     for attempt in range(3):  # the first computes and records, the others replay
         for i, token in enumerate(tokens):
             model._cache.length = i
@@ -635,3 +636,64 @@ def test_a_generator_that_generates_and_changes_parameters(run):
         mg.generate(own, n=8, rng=Meddling(seed, change))
         after = mg.generate(own, n=8, rng=random.Random(seed))
         assert after == apart(own, 8, seed)
+
+
+# What a run keeps from one call to the next
+
+NAMES = ["emma", "olivia", "ava", "mia"]
+
+
+class Watched(mg.GPT):
+    """Replayable; counts how often its Python runs."""
+
+    replayable = True
+    runs = 0
+
+    def forward(self, *args, **kwargs):
+        type(self).runs += 1
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.skipif(mg.BACKEND != "cython", reason="the pure core runs the model each time")
+def test_a_second_call_runs_no_python_of_the_model():
+    run = mg.prepare(NAMES, steps=2, n_embd=8, n_head=2, model=Watched)
+    mg.generate(run, n=40, temperature=2.0, length=2)
+    Watched.runs = 0
+    assert len(mg.generate(run, n=3, temperature=2.0, length=2)) == 3
+    assert Watched.runs == 0
+    mg.generate(run, n=1, temperature=1.0, length=2)
+    assert Watched.runs > 0
+
+
+@pytest.mark.parametrize("change", [
+    lambda run: mg.train_step(run),
+    lambda run: run.model.state_dict["lm_head"].load(run.model.state_dict["wte"]),
+    lambda run: mg.generate(run, n=2, prompt="a"),
+    lambda run: mg.generate(run, n=2, temperature=0),
+    lambda run: mg.generate(run, n=1, length=40),
+    lambda run: pytest.raises(LookupError, mg.generate, run, rng=Failing(0)),
+])  # fmt: skip
+def test_what_a_run_keeps_changes_no_sample(change):
+    runs = [mg.prepare(NAMES, steps=9, n_embd=8, n_head=2) for _ in range(2)]
+    mg.generate(runs[0], n=5, rng=random.Random(0))
+    for run in runs:
+        change(run)
+    for prompt in ("", "a"):
+        one, other = (mg.generate(run, n=9, prompt=prompt, rng=random.Random(1)) for run in runs)
+        assert one == other
+
+
+class Failing(random.Random):
+    def random(self):
+        raise LookupError("enough")
+
+
+def test_a_run_keeps_no_large_cache(monkeypatch):
+    run = mg.prepare(NAMES, steps=1, n_embd=8, n_head=2, block_size=8)  # 128 numbers
+    monkeypatch.setattr(mg.sampling, "KEPT_NUMBERS", 127)
+    mg.generate(run, n=2)
+    assert "_sampler" not in vars(run)
+    monkeypatch.setattr(mg.sampling, "KEPT_NUMBERS", 128)
+    mg.generate(run, n=2)
+    assert "_sampler" in vars(run)
+    assert "_sampler" not in vars(copy.deepcopy(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -11,6 +12,7 @@ from .model import GPT, Cache, check_model
 from .training import Run, check_run
 
 LEAST_TEMPERATURE = 1e-290  # below it sampling is greedy, as at 0
+KEPT_NUMBERS = 1 << 20  # of keys and values that a run keeps from call to call, with their graphs
 
 
 def generate(
@@ -47,8 +49,11 @@ def generate(
     rng = run.rng if rng is None else rng
     bos, decode = run.tokenizer.bos, run.tokenizer.decode
     start = run.tokenizer.encode(prompt)[1:-1]
-    sampler = _Sampler(run.model, temperature, top_k, top_p, n, length)
-    return [decode(sampler.sample(bos, rng, start)) for _ in range(n)]
+    sampler = _Sampler.of(run, temperature)
+    sampler.begin(n, length, top_k, top_p)
+    documents = [decode(sampler.sample(bos, rng, start)) for _ in range(n)]
+    sampler.keep(run)
+    return documents
 
 
 def sample(
@@ -72,7 +77,9 @@ def sample(
         raise TypeError(f"sample takes a model, BOS and a generator, {usage}; generate takes a run")
     check_model(model, usage)
     length = _length(model, length, prompt)
-    return _Sampler(model, temperature, top_k, top_p, 1, length).sample(bos, rng, prompt)
+    sampler = _Sampler(model, temperature, replay=length > model.config.block_size)
+    sampler.begin(1, length, top_k, top_p)
+    return sampler.sample(bos, rng, prompt)
 
 
 def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
@@ -83,33 +90,49 @@ def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
     return length
 
 
-class _Sampler:
-    """Draw n documents of at most length tokens, all with the same prompt, token by token."""
+def _size(matrix: Matrix) -> int:
+    return math.prod(matrix.shape)
 
-    def __init__(
-        self,
-        model: GPT,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        n: int,
-        length: int,
-    ) -> None:
+
+class _Sampler:
+    """Draw documents from a model at a temperature, token by token.
+
+    replay: whether to record the graph of a token at each position, which pays if it is used again.
+    """
+
+    def __init__(self, model: GPT, temperature: float, replay: bool) -> None:
         if not (temperature := checks.number(temperature, "temperature")) >= 0.0:
             raise ValueError(f"temperature must be at least 0, not {temperature}")
         self._greedy = temperature < LEAST_TEMPERATURE
-        self._temperature, self._limits = min(temperature, 1e290), checks.draw_limits(top_k, top_p)
-        self._model, self._cache, self._length = model, Cache(model.config), length
-        self._replay: Replay | None = None
-        if model.replayable and (n > 1 or length > model.config.block_size):
-            self._replay = Replay(self._probabilities)  # as a position is computed again
+        self._given, self._temperature = temperature, min(temperature, 1e290)
+        self._model, self._cache = model, Cache(model.config)
+        self._replay = Replay(self._probabilities) if replay and model.replayable else None
+        self._length, self._limits = 0, checks.draw_limits(None, None)
         self._prefixes: Prefixes | None = None
-        kind = type(model)  # a subclass may keep more than keys and values in the cache
-        is_plain = kind.forward is GPT.forward and kind.position_embedding is GPT.position_embedding
-        if n > 1 and is_plain:
-            self._prefixes = Prefixes(self._cache.matrices)
         self._start: Sequence[int] = ()  # the tokens that the cache holds from its first row on
         self._after_start: Matrix | None = None
+
+    @classmethod
+    def of(cls, run: Run, temperature: float) -> _Sampler:
+        """Return the sampler that a run kept, or a new one if it does not serve."""
+        temperature = checks.number(temperature, "temperature")
+        kept: _Sampler | None = run.__dict__.pop("_sampler", None)  # no other thread has it now
+        if kept is not None and kept._given == temperature and run.model.replayable:
+            return kept
+        return cls(run.model, temperature, replay=True)
+
+    def keep(self, run: Run) -> None:
+        """Let a run keep this for the next call, if it is small."""
+        self._prefixes = self._after_start = None
+        if self._replay is not None and sum(map(_size, self._cache.matrices)) <= KEPT_NUMBERS:
+            run.__dict__["_sampler"] = self
+
+    def begin(self, n: int, length: int, top_k: int | None, top_p: float | None) -> None:
+        """Prepare for n documents of at most length tokens, all with the same prompt."""
+        self._length, self._limits = length, checks.draw_limits(top_k, top_p)
+        kind = type(self._model)  # a subclass may keep more than keys and values in the cache
+        is_plain = kind.forward is GPT.forward and kind.position_embedding is GPT.position_embedding
+        self._prefixes = Prefixes(self._cache.matrices) if n > 1 and is_plain else None
 
     def sample(self, bos: int, rng: Random, prompt: Sequence[int]) -> list[int]:
         cache, tokens = self._cache, list(prompt)
@@ -122,7 +145,7 @@ class _Sampler:
                 cache.length = 0
                 pending = [bos, *tokens[len(tokens) - cache.block_size // 2 :]]
             if self._replay is not None:  # the same loop, in the core
-                probs = self._from_start(pending)
+                probs = self._from_start(self._replay, pending)
                 end = min(cache.block_size, cache.length + length - len(tokens) - 1)
                 tokens += draw_tokens(
                     self._replay, cache, probs, end, bos, draw_from, *self._limits, prefixes
@@ -136,7 +159,7 @@ class _Sampler:
             pending = tokens[-1:]
         return tokens
 
-    def _from_start(self, tokens: Sequence[int]) -> Matrix:
+    def _from_start(self, replay: Replay, tokens: Sequence[int]) -> Matrix:
         """Return the probabilities after tokens, the first of a document or of a window.
 
         Documents that share prefixes begin alike: BOS and the prompt are computed for the first
@@ -144,7 +167,8 @@ class _Sampler:
         """
         if self._prefixes is None or self._after_start is None or tokens != self._start:
             self._after_start, self._start = None, tokens  # in case of an error
-            self._after_start = self._probabilities(tokens)
+            self._cache.length = 0
+            self._after_start = replay(list(tokens), key=("start", len(tokens)))
         self._cache.length = len(tokens)
         return self._after_start
 
