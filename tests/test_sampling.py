@@ -379,6 +379,17 @@ def test_the_numbers_of_a_model_may_change_between_two_calls():
     assert mg.generate(fresh, n=3, temperature=1.0, rng=random.Random(1)) == changed != before
 
 
+def test_a_model_with_too_many_logits_is_told_from_one_that_ends_the_document():
+    class Wide(mg.GPT):
+        def forward(self, *args, **kwargs):
+            x = super().forward(*args, **kwargs)
+            return mg.Matrix.of([[*row, 1000.0] for row in x.tolist()])
+
+    run = mg.prepare(["ab"], steps=1, n_embd=4, n_head=1, model=Wide)
+    with pytest.raises(ValueError, match=r"id 3 is not in 0\.\.2"):
+        mg.generate(run, n=2, length=1)
+
+
 # Prefixes that documents of one call have in common
 
 

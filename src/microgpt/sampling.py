@@ -9,6 +9,7 @@ from random import Random
 from . import _checks as checks
 from .core import Matrix, Prefixes, Replay, draw_token, draw_tokens, no_grad, softmax
 from .model import GPT, Cache, check_model
+from .tokenizer import Tokenizer
 from .training import Run, check_run
 
 LEAST_TEMPERATURE = 1e-290  # below it sampling is greedy, as at 0
@@ -47,11 +48,11 @@ def generate(
     check_run(run, "generate")
     n, length = checks.integer(n, "n", 0), _length(run.model, length, prompt)
     rng = run.rng if rng is None else rng
-    bos, decode = run.tokenizer.bos, run.tokenizer.decode
-    start = run.tokenizer.encode(prompt)[1:-1]
+    tokenizer = run.tokenizer
+    start = tokenizer.encode(prompt)[1:-1]
     sampler = _Sampler.of(run, temperature)
     sampler.begin(n, length, top_k, top_p)
-    documents = [decode(sampler.sample(bos, rng, start)) for _ in range(n)]
+    documents = [_text(tokenizer, sampler.sample(tokenizer.bos, rng, start)) for _ in range(n)]
     sampler.keep(run)
     return documents
 
@@ -80,6 +81,15 @@ def sample(
     sampler = _Sampler(model, temperature, replay=length > model.config.block_size)
     sampler.begin(1, length, top_k, top_p)
     return sampler.sample(bos, rng, prompt)
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Return what decode does, sooner: of ids that were drawn only a too large one can be wrong."""
+    chars = tokenizer.chars
+    try:
+        return "".join([chars[i] for i in ids])
+    except IndexError:
+        return tokenizer.decode(ids)
 
 
 def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
