@@ -1,8 +1,10 @@
 """Sampling: the draw, where it stops, what temperature does."""
 
 import copy
+import gc
 import math
 import random
+import weakref
 from collections import Counter
 from types import SimpleNamespace
 
@@ -708,3 +710,15 @@ def test_a_run_keeps_no_large_cache(monkeypatch):
     mg.generate(run, n=2)
     assert "_sampler" in vars(run)
     assert "_sampler" not in vars(copy.deepcopy(run))
+
+
+def test_what_a_run_keeps_is_freed_with_it():
+    run = mg.prepare(NAMES, steps=1, n_embd=8, n_head=2)
+    mg.generate(run, n=2)
+    cache = weakref.ref(vars(run)["_sampler"]._cache)
+    gc.disable()
+    try:
+        del run
+        assert cache() is None
+    finally:
+        gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from . import _checks as checks
@@ -113,9 +114,12 @@ class _Sampler:
     def __init__(self, model: GPT, temperature: float, replay: bool) -> None:
         if not (temperature := checks.number(temperature, "temperature")) >= 0.0:
             raise ValueError(f"temperature must be at least 0, not {temperature}")
-        self._greedy = temperature < LEAST_TEMPERATURE
-        self._given, self._temperature = temperature, min(temperature, 1e290)
+        self._temperature, self._greedy = temperature, temperature < LEAST_TEMPERATURE
         self._model, self._cache = model, Cache(model.config)
+        # no method, which would refer to the sampler: it is freed without the cyclic collector
+        self._probabilities = partial(
+            _probabilities, model, self._cache, None if self._greedy else min(temperature, 1e290)
+        )
         self._replay = Replay(self._probabilities) if replay and model.replayable else None
         self._length, self._limits = 0, checks.draw_limits(None, None)
         self._prefixes: Prefixes | None = None
@@ -127,7 +131,7 @@ class _Sampler:
         """Return the sampler that a run kept, or a new one if it does not serve."""
         temperature = checks.number(temperature, "temperature")
         kept: _Sampler | None = run.__dict__.pop("_sampler", None)  # no other thread has it now
-        if kept is not None and kept._given == temperature and run.model.replayable:
+        if kept is not None and kept._temperature == temperature and run.model.replayable:
             return kept
         return cls(run.model, temperature, replay=True)
 
@@ -182,7 +186,11 @@ class _Sampler:
         self._cache.length = len(tokens)
         return self._after_start
 
-    def _probabilities(self, tokens: Sequence[int]) -> Matrix:
-        with no_grad():
-            logits = self._model.forward(tokens, self._cache)
-            return logits if self._greedy else softmax(logits, self._temperature)
+
+def _probabilities(
+    model: GPT, cache: Cache, temperature: float | None, tokens: Sequence[int]
+) -> Matrix:
+    """Return what to draw the next token from; temperature None: the logits, which are as good."""
+    with no_grad():
+        logits = model.forward(tokens, cache)
+        return logits if temperature is None else softmax(logits, temperature)
