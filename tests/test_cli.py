@@ -906,3 +906,12 @@ def test_each_command_has_a_help_with_an_example(command, capsys):
 def test_a_log_that_is_a_folder_is_named_without_an_error_number(names, tmp_path, capsys):
     assert run_command(["train", "--data", str(names), "--log", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"microgpt: {tmp_path}: Is a directory\n"
+
+
+def test_the_command_line_loads_what_only_sweeps_need_when_it_sweeps():
+    code = """
+import sys, microgpt.cli
+print(*(name for name in sys.modules if name.split(".")[-1] in ("trials", "pickle", "plots")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")

@@ -249,7 +249,7 @@ def test_trials_of_a_sweep_are_called_by_what_differs(folder, capsys, monkeypatc
     grid = {"n_embd": 4, "n_head": 1, "steps": 2, "lr": [0.01, 0.1], "seed": [1, 2]}
     found = mg.sweep(mg.load_documents("names.txt"), grid, jobs=1)
     figures = []
-    monkeypatch.setattr("microgpt.cli.save_plot", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr("microgpt.plots.save_plot", lambda figure, _: figures.append(figure))
     paths = [result.path for result in found.results]
     assert run_command(["plot", *paths, "one.safetensors", "--out", "x.png"]) == 0
     expected = [f"lr {lr}, seed {seed}" for lr in (0.01, 0.1) for seed in (1, 2)]

@@ -51,7 +51,7 @@ _MODULES = {
     "plots": ("plot_losses", "plot_sweep"),
     "evaluate": ("Score", "bigram_loss", "mean_loss", "score", "uniform_loss"),
     "checkpoint": ("load", "save"),
-    "grid": ("LogUniform",),
+    "ranges": ("LogUniform",),
     "ranking": ("Sweep",),
     "sweeps": ("sweep",),
     "trials": ("WorkerError",),
@@ -69,10 +69,10 @@ if TYPE_CHECKING:
     from .data import *  # noqa: F403
     from .evaluate import *  # noqa: F403
     from .explainer import *  # noqa: F403
-    from .grid import *  # noqa: F403
     from .model import *  # noqa: F403
     from .pictures import *  # noqa: F403
     from .plots import *  # noqa: F403
+    from .ranges import *  # noqa: F403
     from .ranking import *  # noqa: F403
     from .sampling import *  # noqa: F403
     from .sweeps import *  # noqa: F403

@@ -37,13 +37,10 @@ from .data import (
 )
 from .evaluate import Score, bigram_loss, mean_loss, score, uniform_loss
 from .files import one_line, printable, reason
-from .grid import plan
 from .model import Config
 from .options import EXPLAIN, WRONG_INPUT, flag_of, given, name_of, parse
 from .outputs import Outputs, RunKept
-from .plots import check_plot, plot_losses, plot_sweep, save_plot
 from .progress import Progress, someone_looks
-from .ranking import in_words, varied
 from .record import Record
 from .sampling import generate
 from .training import (
@@ -57,7 +54,6 @@ from .training import (
     recent_mean,
     steps,
 )
-from .trials import WorkerError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -108,11 +104,12 @@ class _WrongInput(Exception):
 
 
 @contextmanager
-def _user_input() -> Iterator[None]:
-    """Turn errors about the user's input into _WrongInput."""
+def _user_input(*others: type[Exception]) -> Iterator[None]:
+    """Turn errors about the user's input into _WrongInput; others: errors that are about more."""
+    passed: tuple[type[Exception], ...] = (DownloadError, *others)
     try:
         yield
-    except (DownloadError, WorkerError):
+    except passed:
         raise
     except (OSError, ValueError) as error:
         raise _WrongInput(reason(error)) from None
@@ -357,12 +354,15 @@ def _sample(options: Namespace) -> int:
 
 
 def _sweep(options: Namespace) -> int:
-    # Processes and their pools would take a quarter of the time in which other commands start.
+    # What only sweeps need would take a quarter of the time in which other commands start.
     from .executors import cluster
+    from .grid import plan
+    from .plots import check_plot, plot_sweep, save_plot
     from .sweeps import Folder, run_trials
+    from .trials import WorkerError
 
     with ExitStack() as stack:
-        with _user_input():
+        with _user_input(WorkerError):
             grid = {**given(options, TrainConfig), **given(options, Config)}
             docs = load_documents(options.data, grid.get("unit", "line"))
             planned = plan(grid, checksum(docs), options.trials, options.draw_seed)
@@ -481,6 +481,8 @@ def _shown(token: str | None) -> str:
 
 
 def _plot(options: Namespace) -> int:
+    from .plots import check_plot, plot_losses, save_plot
+
     with _user_input():
         out = options.out
         if out is None:
@@ -502,6 +504,8 @@ def _plot(options: Namespace) -> int:
 
 def _names(runs: Mapping[str, Run]) -> dict[str, str]:
     """Return path -> what a legend calls the run: its file, or how a trial differs from others."""
+    from .ranking import in_words, varied
+
     names = {path: Path(path).stem for path in runs}
     trials = {  # whose names are hashes, which say nothing to a reader
         path: {**vars(runs[path].config), **vars(runs[path].model.config)}

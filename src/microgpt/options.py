@@ -12,8 +12,8 @@ from . import __version__
 from . import _checks as checks
 from .data import UNITS
 from .files import one_line
-from .grid import SHARED, SWEEP_DEFAULTS, LogUniform
 from .model import Config
+from .ranges import SHARED, SWEEP_DEFAULTS, LogUniform
 from .training import TrainConfig
 
 WRONG_INPUT = 2
