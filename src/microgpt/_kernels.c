@@ -88,15 +88,15 @@ enum { DOT_ROWS = 1, AXPY_ROWS = 2, AXPY_VECS = 2 };
 
 enum { UPDATE_ROWS = 16 };
 
-/* As many terms of the gradient of a weight are summed for all its entries before the next ones, so
- * that the rows of x and dy that they come from stay in the caches: those of some hundred tokens do
- * not, and a column of them is in as many pages. */
+/* The gradient of a weight is a sum over the tokens. It is taken over this many of them for all
+ * entries before the next ones, while the caches hold their rows of x and dy: those of some hundred
+ * tokens do not fit, and each row of a column lies in another page. */
 enum { BLOCK_TERMS = 96 };
-/* And as many rows of x go past all panels of the weights before the next ones. */
+/* Likewise this many rows of x are multiplied by all panels of the weights before the next ones. */
 enum { BLOCK_ROWS = 224 };
 
-/* From as many rows on a linear works with panels of its weights, at the levels that do; the
- * smallest such number of all levels says who gets memory for one. */
+/* From this many rows on a linear works with panels of its weights, at the levels that do. The
+ * smallest such number of all levels decides whether there is memory for a panel. */
 enum { SMALLEST_PANEL_ROWS = 3 };
 #if defined(MICROGPT_AVX512) && MICROGPT_REAL == 64
 enum { LEAST_PANEL_ROWS = 15 };
@@ -170,14 +170,15 @@ INLINE Factors factors_of(const int rows, const real *a, Index row_step, Index n
     return f;
 }
 
-INLINE const real *place(const Factors *f, const int r)
+/* Where the next factor of row r is. */
+INLINE const real *factor_at(const Factors *f, const int r)
 {
     const char *fourth = f->fourth[r / 4];
     return (const real *)(r % 4 == 3 ? fourth + f->three : fourth + r % 4 * f->step);
 }
 
 /* The factor of row r, or the j-th after it in memory. */
-INLINE real factor(const Factors *f, const int r, const int j) { return place(f, r)[j]; }
+INLINE real factor(const Factors *f, const int r, const int j) { return factor_at(f, r)[j]; }
 
 INLINE void next_factors(const int rows, Factors *f)
 {
@@ -496,7 +497,7 @@ INLINE void dot_eight_step(const int rows, pair sum[DOT_ROWS][4], const Factors 
         column[p] = pair_of(at_first(first, n, 0.0), at_first(first + 2 * nin, n, 0.0));
     }
     for (int r = 0; r < rows; r++) {
-        pair row = pair_of_one(at_first(place(x, r), n, 0.0));
+        pair row = pair_of_one(at_first(factor_at(x, r), n, 0.0));
         for (int p = 0; p < 4; p++)
             sum[r][p] = wide_plus_product(sum[r][p], row, column[p]);
     }
@@ -617,8 +618,8 @@ INLINE void panel_tiles(const int vecs, real *y, const real *x, const real *pane
     }
 }
 
-/* A transposed copy of some rows of w pays from LEAST_PANEL_ROWS rows on: its numbers are then along the
- * columns of y, so that no sum runs across lanes. */
+/* A transposed copy of some rows of w pays from LEAST_PANEL_ROWS rows on: its numbers are then
+ * along the columns of y, so that no sum runs across lanes. */
 static void linear_forward_by_panels(real *y, real *panel, const real *x, const real *w,
                                      Index T, Index nin, Index nout)
 {
@@ -772,8 +773,8 @@ static void adam(real *RESTRICT p, const real *RESTRICT dp, real *RESTRICT m,
 
 #endif
 
-/* What becomes of a sum: it is added to what is there, or written, or it goes on from what is
- * there, its own first terms; added to them, it would be rounded otherwise. */
+/* A sum is added to what is there, or written, or continues what is there, which are its own first
+ * terms: adding the rest to them at the end would round otherwise. */
 typedef enum { ADD, WRITE, GO_ON } Sum;
 
 /* out += a b for rows by vecs wide vectors, the last one with `last` columns.

@@ -101,10 +101,6 @@ def _length(model: GPT, length: int | None, prompt: Sequence[object]) -> int:
     return length
 
 
-def _size(matrix: Matrix) -> int:
-    return math.prod(matrix.shape)
-
-
 class _Sampler:
     """Draw documents from a model at a temperature, token by token.
 
@@ -138,7 +134,8 @@ class _Sampler:
     def keep(self, run: Run) -> None:
         """Let a run keep this for the next call, if it is small."""
         self._prefixes = self._after_start = None
-        if self._replay is not None and sum(map(_size, self._cache.matrices)) <= KEPT_NUMBERS:
+        numbers = sum(math.prod(matrix.shape) for matrix in self._cache.matrices)
+        if self._replay is not None and numbers <= KEPT_NUMBERS:
             run.__dict__["_sampler"] = self
 
     def begin(self, n: int, length: int, top_k: int | None, top_p: float | None) -> None:
