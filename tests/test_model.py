@@ -366,28 +366,36 @@ def test_documents_are_packed_up_to_block_size():
 
 
 @pytest.mark.parametrize("code", ["B", "H", "I"])
-def test_spans_are_packed_with_bos_before_each(core, code):
+def test_encoded_documents_are_packed_with_bos_before_each(core, code):
     ids = array(code, [0, 1, 3, 2, 3, 1])
-    packed = core.pack_spans(ids, [(0, 3), (3, 5), (5, 6)], 3)
+    packed = core.pack_encoded(ids, [0, 3, 5], 8, 3)
     assert packed == ([3, 0, 1, 3, 2, 3], [0, 1, 3, 2, 3, 1], [0, 3, 5])
-    assert core.pack_spans(ids, [], 3) == ([], [], [])
+    assert core.pack_encoded(ids, array("Q", [3, 1]), 1, 3) == ([3, 3], [2, 1], [0, 1])
+    assert core.pack_encoded(ids, [2], 2**80, 3) == ([3], [3], [0])  # an empty document
+    assert core.pack_encoded(ids, [], 2, 3) == ([], [], [])
 
 
 @pytest.mark.parametrize(
-    ("ids", "spans", "error"),
+    ("ids", "begins", "block_size", "bos", "error"),
     [
-        (array("B", [1, 2]), [(0, 3)], ValueError),
-        (array("B", [1, 2]), [(-1, 1)], ValueError),
-        (array("B", [1, 2]), [(1, 1)], ValueError),
-        (array("B", []), [(0, 1)], ValueError),
-        (array("B", [1, 2]), [(0, 10**30)], ValueError),
-        (array("B", [1, 2]), [(0, "b")], TypeError),
-        (array("b", [1, 2]), [(0, 1)], TypeError),
-        (array("d", [1, 2]), [(0, 1)], TypeError),
-        (b"ab", [(0, 1)], TypeError),
-        ([1, 2], [(0, 1)], TypeError),
+        (array("B", [1, 2]), [2], 4, 0, ValueError),
+        (array("B", [1, 2]), [-1], 4, 0, ValueError),
+        (array("B", []), [0], 4, 0, ValueError),
+        (array("B", [1, 2]), [0, 10**30], 4, 0, ValueError),
+        (array("B", [1, 2]), [0], 0, 0, ValueError),
+        (array("B", [1, 2]), [0], -(10**30), 0, ValueError),
+        (array("B", [1, 2]), [0], 1.5, 0, TypeError),
+        (array("B", [1, 2]), ["b"], 4, 0, TypeError),
+        (array("B", [1, 2]), [0.0], 4, 0, TypeError),
+        (array("B", [1, 2]), 0, 4, 0, TypeError),
+        (array("B", [1, 2]), [0], 4, None, TypeError),
+        (array("B", [1, 2]), [0], 4, 1.0, TypeError),
+        (array("b", [1, 2]), [0], 4, 0, TypeError),
+        (array("d", [1, 2]), [0], 4, 0, TypeError),
+        (b"ab", [0], 4, 0, TypeError),
+        ([1, 2], [0], 4, 0, TypeError),
     ],
 )
-def test_spans_that_do_not_fit_are_refused_alike(core, ids, spans, error):
+def test_documents_that_do_not_fit_are_refused_alike(core, ids, begins, block_size, bos, error):
     with pytest.raises(error):
-        core.pack_spans(ids, spans, 0)
+        core.pack_encoded(ids, begins, block_size, bos)

@@ -433,15 +433,15 @@ def test_the_documents_of_a_step_are_those_of_the_run_cut_to_the_block():
 def test_a_step_within_a_step_of_the_same_run_is_refused(monkeypatch):
     """Not waited for, which would be for ever."""
     run, met = mg.prepare(DOCS, steps=3), []
-    spans = mg.Run._spans
+    pack = mg.Run._pack
 
-    def spans_and_step(run, step):
+    def pack_and_step(run, step):
         with pytest.raises(RuntimeError, match="taking a step of this run"):
             mg.train_step(run)
         met.append(step)
-        return spans(run, step)
+        return pack(run, step)
 
-    monkeypatch.setattr(mg.Run, "_spans", spans_and_step)
+    monkeypatch.setattr(mg.Run, "_pack", pack_and_step)
     mg.finish(run)
     assert met == [0, 1, 2]
 

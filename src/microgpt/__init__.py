@@ -36,7 +36,7 @@ _MODULES = {
         "mean",
         "no_grad",
         "pack_documents",
-        "pack_spans",
+        "pack_encoded",
         "positions",
         "relu",
         "rmsnorm",

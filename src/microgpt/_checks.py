@@ -304,9 +304,9 @@ def document_too_short(length: int) -> None:
     raise ValueError(f"a document needs at least two tokens, not {length}")
 
 
-def span(begin: int, end: int, length: int) -> None:
-    if not 0 <= begin < end <= length:
-        raise ValueError(f"a span must have ids and lie in the {length} ids: {begin} to {end}")
+def place(begin: int, length: int) -> None:
+    if not 0 <= begin < length:
+        raise ValueError(f"a document cannot begin at {begin} of {length} ids")
 
 
 def unsigned_array(ids: object) -> None:

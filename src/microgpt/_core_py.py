@@ -45,7 +45,7 @@ __all__ = [
     "mean",
     "no_grad",
     "pack_documents",
-    "pack_spans",
+    "pack_encoded",
     "positions",
     "relu",
     "rmsnorm",
@@ -579,32 +579,38 @@ def pack_documents(
     return tokens, targets, starts
 
 
-def pack_spans(
-    ids: array[int], spans: Iterable[tuple[int, int]], bos: int
+def pack_encoded(
+    ids: array[int], begins: Iterable[int], block_size: int, bos: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Return tokens, targets and first rows of parts of many ids, without padding.
+    """Return tokens, targets and first rows of documents in an array, without padding.
 
-    ids: an array of unsigned ints, 'B', 'H' or 'I'.
-    spans: the places of the parts, (begin, end).
-    bos: what comes before each part: the targets of a part are its ids, the tokens are bos and
-        these ids but the last.
+    ids: of all documents, as Tokenizer.encode_all gives them: unsigned ints, 'B', 'H' or 'I'.
+    begins: where the documents begin; each goes up to its bos, or to the end of ids.
+    block_size: the maximum number of tokens per document; the rest is not used.
+    bos: what ends a document, and comes before it: the targets are its ids, the tokens are bos
+        and these ids but the last.
 
-    Raises TypeError if ids is no such array, ValueError if a part is empty or not in ids.
+    Raises TypeError if ids is no such array, ValueError if a document begins outside ids or
+    block_size is below 1.
 
     >>> from array import array
-    >>> pack_spans(array("B", [0, 1, 3, 2, 3]), [(0, 3), (3, 5)], bos=3)
+    >>> pack_encoded(array("B", [0, 1, 3, 2, 3]), [0, 3], block_size=4, bos=3)
     ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
     """
     checks.unsigned_array(ids)
+    block_size, bos = checks.integer(block_size, "block_size", 1), checks.index(bos)
     tokens: list[int] = []
     targets: list[int] = []
     starts: list[int] = []
-    for begin, end in spans:
-        begin, end = checks.index(begin), checks.index(end)
-        checks.span(begin, end, len(ids))
+    for begin in begins:
+        begin = checks.index(begin)
+        checks.place(begin, len(ids))
+        part = ids[begin : begin + block_size]
+        if bos in part:
+            part = part[: part.index(bos) + 1]
         starts.append(len(tokens))
-        tokens += [bos, *ids[begin : end - 1]]
-        targets += ids[begin:end]
+        tokens += [bos, *part[:-1]]
+        targets += part
     return tokens, targets, starts
 
 

@@ -223,41 +223,52 @@ def pack_documents(docs, Py_ssize_t block_size):
     return tokens, targets, starts
 
 
-def pack_spans(ids, spans, bos):
-    """Return tokens, targets and first rows of parts of many ids, without padding.
+def pack_encoded(ids, begins, block_size, bos):
+    """Return tokens, targets and first rows of documents in an array, without padding.
 
-    ids: an array of unsigned ints, 'B', 'H' or 'I'.
-    spans: the places of the parts, (begin, end).
-    bos: what comes before each part: the targets of a part are its ids, the tokens are bos and
-        these ids but the last.
+    ids: of all documents, as Tokenizer.encode_all gives them: unsigned ints, 'B', 'H' or 'I'.
+    begins: where the documents begin; each goes up to its bos, or to the end of ids.
+    block_size: the maximum number of tokens per document; the rest is not used.
+    bos: what ends a document, and comes before it: the targets are its ids, the tokens are bos
+        and these ids but the last.
 
-    Raises TypeError if ids is no such array, ValueError if a part is empty or not in ids.
+    Raises TypeError if ids is no such array, ValueError if a document begins outside ids or
+    block_size is below 1.
 
     >>> from array import array
-    >>> pack_spans(array("B", [0, 1, 3, 2, 3]), [(0, 3), (3, 5)], bos=3)
+    >>> pack_encoded(array("B", [0, 1, 3, 2, 3]), [0, 3], block_size=4, bos=3)
     ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
     """
     cdef list tokens = [], targets = [], starts = []
-    cdef Py_ssize_t n, begin, end, i
+    cdef Py_ssize_t n, i, end, last, longest, stop
     cdef Py_buffer buffer
     if type(ids) is not array:
         checks.unsigned_array(ids)
+    if not (PyLong_CheckExact(block_size) and block_size > 0 and PyLong_CheckExact(bos)):
+        block_size, bos = checks.integer(block_size, "block_size", 1), checks.index(bos)
+    longest, stop = PyNumber_AsSsize_t(block_size, NULL), PyNumber_AsSsize_t(bos, NULL)
     PyObject_GetBuffer(ids, &buffer, PyBUF_FORMAT)  # so that nobody changes its length
     try:
         if buffer.format[0] not in b"BHI":
             checks.unsigned_array(ids)
         n = buffer.len // buffer.itemsize
-        for first, last in spans:
-            begin, end = PyNumber_AsSsize_t(first, NULL), PyNumber_AsSsize_t(last, NULL)
-            if not 0 <= begin < end <= n:
-                refuse(checks.span, (begin, end, n))
+        for begin in begins:
+            i = PyNumber_AsSsize_t(begin, NULL)
+            if not 0 <= i < n:
+                refuse(checks.place, (i, n))
             starts.append(len(tokens))
             tokens.append(bos)
-            for i in range(begin, end):
-                target = id_at(buffer.buf, buffer.itemsize, i)
+            end = n if n - i < longest else i + longest
+            last = id_at(buffer.buf, buffer.itemsize, i)
+            target = last
+            targets.append(target)
+            i += 1
+            while i < end and last != stop:
+                tokens.append(target)
+                last = id_at(buffer.buf, buffer.itemsize, i)
+                target = last
                 targets.append(target)
-                if i < end - 1:
-                    tokens.append(target)
+                i += 1
     finally:
         PyBuffer_Release(&buffer)
     return tokens, targets, starts

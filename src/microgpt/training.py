@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from itertools import accumulate
 from random import Random
-from threading import Lock, RLock
+from threading import RLock
 from time import perf_counter
 from typing import Any
 
 from . import _checks as checks
 from .adam import Adam, linear_decay
-from .core import BACKEND_REASON, Matrix, Replay, grad_enabled, pack_spans
+from .core import BACKEND_REASON, Matrix, Replay, grad_enabled, pack_encoded
 from .data import check_unit, checked_documents, checksum, source_of, train_val_split
 from .evaluate import mean_loss
 from .interrupts import interrupts_deferred, without_collector
@@ -123,7 +123,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._replay = Replay(self.model.packed_loss)
-        self._step_lock = Lock()  # held by who takes a step, to refuse another one
+        self._takes_step = False  # so that another step is refused meanwhile
         self._whole = RLock()  # held while the run changes, and by who needs all of one time
         sizes, batch_size = self.model.config, self.config.batch_size
         longest = min(sizes.block_size, max(map(len, self.documents), default=-1) + 1)
@@ -145,7 +145,7 @@ class Run:
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
         if name == "documents":
-            self._encoded: tuple[array[int], list[int], int] | None = None  # when they are needed
+            self._encoded: tuple[array[int], Sequence[int], int, int] | None = None  # when needed
         object.__setattr__(self, name, value)
 
     @property
@@ -166,30 +166,35 @@ class Run:
         Those of a stream are windows, drawn by a generator seeded with seed and step.
         Raises ValueError if the run has no documents.
         """
-        ids, spans = self._spans(step)
-        return [[self.tokenizer.bos, *ids[begin:end]] for begin, end in spans]
+        tokens, targets, starts = self._pack(step)
+        ends = [*starts[1:], len(tokens)]
+        return [[tokens[i], *targets[i:end]] for i, end in zip(starts, ends, strict=True)]
 
-    def _spans(self, step: int) -> tuple[array[int], list[tuple[int, int]]]:
-        """Return the ids of all documents and the places of those of a step, without BOS before."""
+    def _pack(self, step: int) -> tuple[list[int], list[int], list[int]]:
+        """Return tokens, targets and first rows of the documents of a step."""
         if self._encoded is None:
-            if not self.documents:
-                raise ValueError("the run was loaded without its documents: use load(path, docs)")
-            ends = [0, *accumulate([len(doc) + 1 for doc in self.documents])]
-            block_size = self.model.config.block_size
-            self._encoded = self.tokenizer.encode_all(self.documents), ends, block_size
-        (ids, ends, length), config = self._encoded, self.config
-        size, spans = config.batch_size, []
+            self._encoded = self._encode_all()
+        (ids, begins, block_size, bos), config = self._encoded, self.config
+        size, n = config.batch_size, len(begins)
+        first = step * size % n
         if config.unit == "stream":
-            rng, last = Random(f"{config.seed}/{step}"), len(ids) - 1
-            for _ in range(size):
-                place = rng.randint(0, max(0, last - length))
-                spans.append((place, min(last, place + length)))
-            return ids, spans
-        n = len(ends) - 1
-        for i in range(step * size, (step + 1) * size):
-            begin, end = ends[i % n], ends[i % n + 1]
-            spans.append((begin, end if end - begin < length else begin + length))
-        return ids, spans
+            rng, last = Random(f"{config.seed}/{step}"), max(0, len(ids) - block_size)
+            begins = [rng.randint(0, last) for _ in range(size)]
+        elif first + size <= n:
+            begins = begins[first : first + size]
+        else:
+            begins = [begins[i % n] for i in range(first, first + size)]
+        return pack_encoded(ids, begins, block_size, bos)
+
+    def _encode_all(self) -> tuple[array[int], Sequence[int], int, int]:
+        """Return the ids of all documents and where each begins; then what packing them takes."""
+        if not self.documents:
+            raise ValueError("the run was loaded without its documents: use load(path, docs)")
+        ids = self.tokenizer.encode_all(self.documents)
+        begins = array("Q", accumulate([len(doc) + 1 for doc in self.documents[:-1]], initial=0))
+        if self.config.unit == "stream":
+            ids.pop()  # no BOS ends a window
+        return ids, begins, self.model.config.block_size, self.tokenizer.bos
 
     def encode(self, doc: str) -> list[int]:
         """Return the token ids of a document, or of a window of a stream, which no BOS ends."""
@@ -294,10 +299,15 @@ def train_step(run: Run) -> float:
     no_grad or while another thread takes a step of the run, FloatingPointError if the loss is not
     finite; the parameters are then unchanged.
     """
-    if run._step_lock.locked():
+    if run._takes_step:
         raise RuntimeError("another thread is taking a step of this run")
-    with run._whole, run._step_lock:  # not acquire and try: Ctrl-C could come between them
-        return _take_step(run)
+    parts = run.__dict__  # what Run.__setattr__ guards takes longer
+    with run._whole:  # not acquire and try: Ctrl-C could come between them
+        try:
+            parts["_takes_step"] = True
+            return _take_step(run)
+        finally:
+            parts["_takes_step"] = False
 
 
 def _take_step(run: Run) -> float:
@@ -310,8 +320,7 @@ def _take_step(run: Run) -> float:
     if run.record is not None:
         run.record.take(adam, run.batch)
         start = perf_counter()
-    ids, spans = run._spans(step)
-    tokens, targets, starts = pack_spans(ids, spans, run.tokenizer.bos)
+    tokens, targets, starts = run._pack(step)
     try:
         packed_loss = run._replay if model.replayable else model.packed_loss
         loss = packed_loss(tokens, targets, starts)
@@ -327,7 +336,7 @@ def _take_step(run: Run) -> float:
             del losses[n:]
             adam.zero_grad()
         raise
-    counts = run.__dict__  # what Run.__setattr__ guards takes longer
+    counts = run.__dict__
     counts["tokens"] += len(tokens)
     counts["seconds"] += perf_counter() - start
     return number

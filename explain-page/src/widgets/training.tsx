@@ -96,7 +96,7 @@ export function Snapshots() {
 
 const ITERATION = ["document", "tokens", "losses", "mean", "backward", "update", "zero"] as const;
 const CODE: Record<(typeof ITERATION)[number], [string, string]> = {
-  document: ["step", "run._spans(step)"],
+  document: ["step", "run._pack(step)"],
   tokens: ["pack", "tokens += [bos,"],
   losses: ["loss", "cross_entropy("],
   mean: ["loss", "cross_entropy("],
