@@ -1,7 +1,7 @@
 """Adam against the formulas of the paper, written out in floats."""
 
 import pytest
-from ops import AdamState, wave
+from ops import AdamState, is_compiled, wave
 
 from microgpt import Adam, Matrix, linear_decay
 
@@ -57,8 +57,32 @@ LOSSES = {
     + c.linear(x, w),
     "its own moments": lambda c, x, w, s: c.linear(x, w) * c.linear(x, s.m[0]),
     "not at all": lambda c, x, w, s: c.relu(x),
+    # Where the gradient of a block can be that of an input, and where it cannot.
+    "residuals": lambda c, x, w, s: branch(c, branch(c, c.linear(x, w), w), w),
+    "residuals as second terms": lambda c, x, w, s: branch(
+        c, branch(c, c.linear(x, w), w, True), w, True
+    ),
+    "a sum with itself": lambda c, x, w, s: (h := c.linear(x, w)) + h,
+    "a sum with its relu": lambda c, x, w, s: (h := c.linear(x, w)) + c.relu(h),
+    "the relu first": lambda c, x, w, s: c.relu(h := c.linear(x, w)) + h,
+    "a sum used twice": lambda c, x, w, s: c.relu(h := c.linear(x, w) + x) * h + h,
+    "terms used twice": lambda c, x, w, s: ((h := c.linear(x, w)) + (r := c.relu(x))) * r + h,
+    "a row that serves all rows": lambda c, x, w, s: c.linear(c.embedding(x, [1]), w)
+    + c.linear(x, w),
+    "an entry that serves all rows": lambda c, x, w, s: c.linear(
+        c.embedding(x, [1]), c.embedding(w, [0])
+    )
+    + c.linear(x, c.embedding(w, [2])),
+    "rows of a sum": lambda c, x, w, s: c.linear((h := c.linear(x, w) + x)[1:4] + h[0:3], w),
+    "a leaf and a sum": lambda c, x, w, s: x + (c.linear(x, w) + w[2:7]),
     "a leaf as loss": lambda c, x, w, s: None,
 }
+
+
+def branch(c, x, w, swapped=False):
+    """Return x and what a branch computes from it, added, as in a GPT."""
+    y = c.linear(c.relu(c.linear(c.rmsnorm(x), w)), w)
+    return y + x if swapped else x + y
 
 
 def minimized(core, name, dtype, together, steps=3, n=20, prepare=lambda state: None):
@@ -69,7 +93,8 @@ def minimized(core, name, dtype, together, steps=3, n=20, prepare=lambda state: 
     prepare(state)
     for _ in range(steps):
         result = LOSSES[name](core, x, w, state)
-        loss = core.Value(1.0) if result is None else core.mean(result)
+        loss = core.Value(1.0) if result is None else core.mean(core.relu(result))
+        del result  # nobody sees the gradient of an inner block
         if together:
             core.adam_minimize(loss, state, 0.01)
         else:
@@ -84,6 +109,56 @@ def minimized(core, name, dtype, together, steps=3, n=20, prepare=lambda state: 
 @pytest.mark.parametrize("name", LOSSES)
 def test_minimize_is_backward_and_update_to_the_bit(core, name, dtype):
     assert minimized(core, name, dtype, True) == minimized(core, name, dtype, False)
+
+
+@pytest.mark.parametrize("kept", ["a Matrix", "rows", "an entry", "a buffer"])
+def test_minimize_keeps_the_gradients_that_can_be_seen(core, kept):
+    """Of all blocks in turn, the others of which share the memory of theirs."""
+    if kept == "a buffer" and not is_compiled(core):
+        pytest.skip("a buffer is a copy in the pure core")
+    keep = {
+        "a Matrix": lambda h: h,
+        "rows": lambda h: h[1:3],
+        "an entry": lambda h: h[4][2],
+        "a buffer": lambda h: memoryview(h.grad),
+    }[kept]
+
+    def seen(i, together):
+        x, w = core.Matrix.of(wave(5, 8, 0.3)), core.Matrix.of(wave(8, 8, 0.1))
+        state = AdamState([w], [core.Matrix(8, 8)], [core.Matrix(8, 8)])
+        made = [core.linear(x, w)]
+        made.append(core.linear(made[-1], w))
+        made.append(made[0] + made[1])
+        made.append(core.relu(made[-1]))
+        made.append(made[-1] + made[0])
+        one, loss = keep(made[i]), core.mean(made[-1])
+        del made
+        if together:
+            core.adam_minimize(loss, state, 0.01)
+        else:
+            loss.backward()
+        if kept == "a buffer":
+            return one.tolist()
+        return one.grad if kept == "an entry" else one.grad.tolist()
+
+    for i in range(5):
+        assert seen(i, True) == seen(i, False)
+
+
+def test_gradients_that_minimize_does_not_keep_are_0(compiled):
+    """Not what is left in the memory that they shared."""
+    x, w = compiled.Matrix.of(wave(5, 8, 0.3)), compiled.Matrix.of(wave(8, 8, 0.1))
+    state = AdamState([w], [compiled.Matrix(8, 8)], [compiled.Matrix(8, 8)])
+    loss = compiled.mean(branch(compiled, branch(compiled, compiled.linear(x, w), w), w))
+    compiled.adam_minimize(loss, state, 0.01)
+    todo, met = [*loss._inputs], 0
+    while todo:
+        block = todo.pop()
+        if block._inputs:
+            assert block.grad.tolist() == [[0.0] * 8] * 5
+            todo.extend(block._inputs)
+            met += 1
+    assert met > 9
 
 
 @pytest.mark.parametrize("what", ["element", "buffer", "backward"])

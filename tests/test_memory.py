@@ -232,6 +232,35 @@ def test_a_training_asks_the_system_for_no_memory_and_gives_back_what_it_had(com
     assert output_of(textwrap.dedent(code), compiled) == ["True", "True"]
 
 
+def test_minimize_needs_less_memory_for_gradients_than_backward(compiled):
+    """Of 20 blocks of 512 KiB only those whose gradients are waited for have room for them."""
+    code = """
+    from microgpt._core import _spare_bytes
+    n = 256
+    w = Matrix.of([[0.001 * ((i + j) % 7) for j in range(n)] for i in range(n)])
+    class state:
+        params, m, v = [w], [Matrix(n, n)], [Matrix(n, n)]
+        step, beta1, beta2, eps = 0, 0.85, 0.99, 1e-8
+    def used(learn):
+        core.Replay(len)  # gives large spare buffers back when it ends
+        before, y = _spare_bytes(), w
+        for _ in range(10):
+            y = y + core.linear(y, w)
+        loss = core.mean(y)
+        del y
+        learn(loss)
+        del loss
+        return (_spare_bytes() - before) / 2**19
+    def forward(loss):
+        pass
+    def minimize(loss):
+        core.adam_minimize(loss, state, 0.01)
+    print(*[round(used(learn)) for learn in (forward, Value.backward, minimize)])
+    """
+    blocks, *gradients = map(int, output_of(textwrap.dedent(code), compiled))
+    assert (blocks, *gradients) == (20, 40, 22)
+
+
 def test_nodes_left_alive_here_and_there_do_not_stop_the_reuse_of_the_rest(compiled):
     """Every thousandth node survives its graph, for ever; the places of the others are reused."""
     if not os.path.exists("/proc/self/statm"):

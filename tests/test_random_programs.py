@@ -165,8 +165,11 @@ def block_op(c, op, blocks, values, i, x):
     return op.block(c, *op.arguments(blocks, i))
 
 
-def run_program(c, program, dtype="float64"):
-    """Return the leaves, all blocks, and the Value that depends on everything."""
+def run_program(c, program, dtype="float64", n_means=None):
+    """Return the leaves, all blocks, and the Value that depends on everything.
+
+    n_means: on how many of the last blocks it depends by their mean; None: on all.
+    """
     numbers, (rows, cols), more, instructions = program
     values = [c.Value(x) for x in numbers]
     lists = wave(rows, cols, 0.3), wave(rows + more, cols, 1.1)
@@ -184,7 +187,7 @@ def run_program(c, program, dtype="float64"):
             result = value_op(c, TAME_VALUE_OPS, (op, i, j, x), values)
         (values if isinstance(result, c.Value) else blocks).append(result)
     total = values[-1] * 1.0
-    for block in blocks:
+    for block in blocks if n_means is None else blocks[-n_means:]:
         total = total + c.mean(block) * 0.5
     for value in values:
         total = total + value * 0.25
@@ -349,6 +352,42 @@ def test_many_programs_of_float32_blocks_agree_at_every_level(cores, levels, tri
             assert bits_of(results(compiled, program, "float32")) == bits_of(found)
         tried.update({"programs of float32 blocks": 1})
     assert tried["programs of float32 blocks"] > DRAWN / 2
+
+
+def learned(c, program, dtype, n_means, keeps, together):
+    """Return what an Adam step changes, and the gradients of the leaves and of blocks one keeps."""
+    leaves, blocks, total = run_program(c, program, dtype, n_means)
+    kept = [block for i, block in enumerate(blocks[2:]) if keeps >> i % 8 & 1]
+    del blocks
+    values = [leaf for leaf in leaves if isinstance(leaf, c.Value)]
+    params = leaves[len(values) :]
+    m, v = ([c.Matrix(*p.shape, p.dtype) for p in params] for _ in range(2))
+    state = AdamState(params, m, v)
+    if together:
+        c.adam_minimize(total, state, 0.01)
+    else:
+        total.backward()
+        c.adam_update(state, 0.01)
+    numbers = [x.tolist() for x in (*state.params, *state.m, *state.v)]
+    return bits([total.data, *numbers, *map(gradient, values), *map(gradient, kept)])
+
+
+def test_many_programs_are_minimized_as_by_backward_and_update(cores, levels, tried):
+    """Where gradients share memory too, and beside blocks whose gradients can be seen."""
+    for number in range(2 * DRAWN):
+        rng = random.Random(f"{SEED} {number} minimized")
+        program, i = drawn(rng, False)
+        numbers, shape, more, instructions = program
+        more_sums = [(rng.choice((op, "A + B", "relu")), j, k, x) for op, j, k, x in instructions]
+        program, core = (numbers, shape, more, more_sums), cores[number % 8 != 0]
+        how = rng.choice(("float64", "float32")), rng.choice((1, 2, None)), rng.randrange(256)
+        cores[1]._level(levels[number % len(levels)])
+        try:
+            assert learned(core, program, *how, True) == learned(core, program, *how, False)
+        except BaseException:
+            print(f"program {number} of MICROGPT_SEED={SEED}: {program}, {how}")
+            raise
+    tried.update({"programs minimized": 2 * DRAWN})
 
 
 @EVERY

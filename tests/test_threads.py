@@ -109,6 +109,42 @@ def test_tokens_are_not_drawn_from_half_an_update(compiled):
     assert len(draw()) == 9
 
 
+def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
+    """Another thread takes rows of inner blocks; their gradients are refused, or are their own."""
+    n = 256
+    w = compiled.Matrix.of([[0.001 * ((7 * i + j) % 13) for j in range(n)] for i in range(n)])
+    m, v = compiled.Matrix(n, n), compiled.Matrix(n, n)
+    adam, losses, rows = AdamState([w], [m], [v]), [], []
+
+    def train():
+        for _ in range(12):
+            y = compiled.linear(w, w)
+            for _ in range(4):
+                y = y + compiled.linear(compiled.relu(y), w)
+            losses[:] = [compiled.mean(y)]
+            del y
+            compiled.adam_minimize(losses[0], adam, 1e-4)
+
+    thread, refused = threading.Thread(target=train), []
+    thread.start()
+    while thread.is_alive():
+        for loss in losses[:]:
+            part = loss._inputs[0]._inputs[1][3:7]
+            rows.append(part)
+            for use in (lambda part=part: part.grad[0, 0], compiled.mean(part).backward):
+                try:
+                    use()
+                except RuntimeError as error:
+                    refused.append(str(error))
+    thread.join()
+    print(f"{len(refused)} times refused")
+    changed = "numbers that linear was computed from have changed between its forward and backward"
+    assert set(refused) - {changed} == {"another thread is computing a part of this graph"}
+    for part in rows:
+        part[1][2].grad = 0.5
+        assert part.grad[1, 2] == 0.5
+
+
 def test_trainings_in_two_threads_do_not_disturb_each_other():
     """The blocks are large enough in the compiled core for the GIL to be released."""
     large = {"n_embd": 96, "steps": 12} if mg.BACKEND == "cython" else {"n_embd": 4, "steps": 4}

@@ -430,6 +430,34 @@ def test_the_documents_of_a_step_are_those_of_the_run_cut_to_the_block():
     assert run.batch(0) == [[3, 2, 3]] * 2
 
 
+def test_minimize_of_replayed_losses_is_backward_and_update_to_the_bit():
+    """Of few and many rows by turns, where inner gradients are looked at now and then."""
+    width, lengths = (64, (3, 60, 60, 5, 40)) if mg.BACKEND == "cython" else (4, (1, 3, 2))
+    docs = ["abcdefgh"[: 1 + n % 8] * n for n in lengths]
+    runs = [
+        mg.prepare(docs, n_embd=width, n_layer=2, block_size=64, batch_size=n) for n in (1, 3)
+    ]
+    once, again = (mg.prepare(docs, init=runs[0], n_embd=4) for _ in range(2))
+    replay = mg.Replay(once.model.packed_loss)
+    for step in range(12):
+        batch = mg.pack_documents(runs[step % 2].batch(step), 64)
+        loss = replay(*batch)
+        if step % 5 == 3:
+            loss.backward()
+            [losses] = loss._inputs
+            assert [x for [x] in losses.grad.tolist()] == [1 / len(batch[0])] * len(batch[0])
+            [logits] = losses._inputs
+            assert memoryview(logits.grad).nbytes
+            del losses, logits
+            once.adam.zero_grad()
+        once.adam.minimize(loss, 0.01)
+        del loss
+        again.model.packed_loss(*batch).backward()
+        again.adam.update(0.01)
+        for x, y in zip(once.model.parameters(), again.model.parameters(), strict=True):
+            assert x.tolist() == y.tolist()
+
+
 def test_a_step_within_a_step_of_the_same_run_is_refused(monkeypatch):
     """Not waited for, which would be for ever."""
     run, met = mg.prepare(DOCS, steps=3), []

@@ -1093,6 +1093,7 @@ cdef Matrix rows_of(Node* node, Py_ssize_t start, Py_ssize_t stop):
     block.data = data
     block.inputs[0] = owner
     block.n_inputs = 1
+    block_of(owner).is_viewed = True
     retain(owner)
     if tape is not NULL:
         note(view)
@@ -1493,7 +1494,10 @@ cdef class _Update:
                 require_unused(self.all[i].v)
             if walk is not NULL:
                 refuse_later_changes(walk)
+                share_gradients(walk)  # what is unseen now stays so: no Python runs any more
         except:
+            if walk is not NULL:
+                end_sharing(walk)
             self.take_back()
             raise
         if walk is not NULL:
@@ -1584,7 +1588,10 @@ def adam_update(adam, lr):
 
 
 def adam_minimize(loss, adam, lr):
-    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
+
+    Of inner Matrices, those that somebody holds keep their gradients; others may not.
+    """
     cdef _Update update = None
     if not isinstance(loss, Value):
         refuse(checks.instance, (loss, "loss", Value))

@@ -858,7 +858,10 @@ def adam_update(adam: Any, lr: float) -> None:
 
 
 def adam_minimize(loss: Value, adam: Any, lr: float) -> None:
-    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update."""
+    """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
+
+    Of inner Matrices, those that somebody holds keep their gradients; others may not.
+    """
     checks.instance(loss, "loss", Value)
     loss.backward()
     adam_update(adam, lr)

@@ -64,6 +64,7 @@ cdef int need_grad(Node* node) except -1:
     if block.grad is not NULL:
         return 0
     if block.op == VIEW:
+        require_unused(node)
         need_grad(block.inputs[0])
         owner = block_of(block.inputs[0])
         block.grad = place_in(owner.grad, block.dtype, first_entry(block))
@@ -298,6 +299,7 @@ cdef struct Traversal:  # one backward
     Py_ssize_t entries  # of all blocks in the graph
     uint64_t changes  # n_changes before
     bint has_scalar_leaves
+    bint shares  # gradients, because it is for an update
 
 
 cdef enum:
@@ -333,6 +335,7 @@ cdef int start_traversal(Node* root, Traversal* walk, _Update update) except -1:
     memset(walk, 0, sizeof(Traversal))
     walk.changes = n_changes
     walk.number = take_number()
+    walk.shares = update is not None
     try:
         sort(root, walk)
         if update is None:
@@ -409,11 +412,13 @@ cdef int backward_below(Node* root, _Update update) except -1:
             sweep(walk.topo, walk.n, walk.number)  # the marks stay: they keep other threads out
         for i in range(walk.n):
             hold(walk.topo[i].node, -1)
+        end_sharing(&walk)
         if update is not None:
             update.hold(-1)
             n_updates_beside -= 1
     else:
         sweep(walk.topo, walk.n, 0)
+        end_sharing(&walk)
         if update is not None:
             keep_order(root, &walk, update)
         walk.n = 0
@@ -460,6 +465,110 @@ cdef int refuse_changed_numbers(Node* node) except -1:
     return 0
 
 
+cdef inline bint is_unseen(Node* node) noexcept:
+    """Whether nothing shows the gradient of an inner block, so that an update need not keep it."""
+    cdef Block* block = block_of(node)
+    return (block.op > VIEW and node.handle is NULL and block.elements is NULL
+            and not block.is_viewed and not block.grad_is_seen)
+
+
+cdef inline void share(Block* block, void* grad) noexcept:
+    block.grad = grad
+    block.grad_passes = block.grad_is_shared = True
+
+
+cdef int take_room(Node* node, Block** left) except -1:
+    """Give a block room for its gradient, if it has none: what others left, if it is unseen."""
+    cdef Block* block = block_of(node)
+    cdef int size = size_class(block.capacity)
+    if block.op == CONSTANT:
+        return 0
+    block.grad_passes = is_unseen(node)
+    if block.grad is NULL and block.grad_passes and size < N_CLASSES and left[size] is not NULL:
+        share(block, left[size].grad)
+        left[size] = left[size].next
+        return 0
+    return need_grad(node)
+
+
+cdef inline bint inherits(Node* node, Block* y) noexcept:
+    """Whether the gradient of y can be that of an input as well."""
+    cdef Block* x = block_of(node)
+    return (x.grad is NULL and is_unseen(node) and x.rows == y.rows
+            and x.capacity == y.capacity)
+
+
+cdef bint share_with_inputs(Block* y, Node* following, Block** guest) noexcept:
+    """Let the terms of a sum, or the input of a relu, have its gradient as theirs.
+
+    Returns whether one of them keeps it. following: the node whose turn is after that of y. If it is
+    the other term, it reads the gradient before anything is added; then it is the guest.
+    """
+    cdef Node* heir
+    cdef Node* other
+    cdef int j
+    for j in range(y.n_inputs):
+        heir, other = y.inputs[j], y.inputs[1 - j]
+        if heir is other or not inherits(heir, y):
+            continue
+        share(block_of(heir), y.grad)
+        if (other is following and inherits(other, y)
+                and block_of(other).inputs[0] is not heir
+                and block_of(other).inputs[1] is not heir
+                and block_of(other).inputs[2] is not heir):
+            guest[0] = block_of(other)
+            share(guest[0], y.grad)
+        return True
+    return False
+
+
+cdef int share_gradients(Traversal* walk) except -1:
+    """Give the blocks of a sorted graph room for their gradients, in an update.
+
+    An unseen block that has passed its gradient on leaves the room to others: they find it in a
+    cache, and less is needed. What an op would pass on as it is, or change entry by entry, stays
+    where it is.
+    """
+    cdef Py_ssize_t i, j
+    cdef Node* node
+    cdef Block* y
+    cdef Block* guest = NULL
+    cdef Block* left[N_CLASSES]  # those whose room others may have, by size
+    cdef int size
+    cdef bint leaves
+    memset(left, 0, sizeof(left))
+    for i in range(walk.n - 1, -1, -1):
+        node = walk.topo[i].node
+        if node.kind == ELEMENT or node.kind == MEAN:
+            take_room(node.left, left)
+        if node.kind != BLOCK:
+            continue
+        y = block_of(node)
+        leaves, guest = y.grad_passes and y is not guest, NULL
+        if leaves and (y.op == MATRIX_ADD or y.op == MATRIX_RELU) and i > 0:
+            leaves = not share_with_inputs(y, walk.topo[i - 1].node, &guest)
+        for j in range(y.n_inputs):
+            take_room(y.inputs[j], left)
+        size = size_class(y.capacity)
+        if leaves and size < N_CLASSES:
+            y.next = left[size]
+            left[size] = y
+    return 0
+
+
+cdef void end_sharing(Traversal* walk) noexcept:
+    """Leave the room of gradients that passed to those who had it first, for another update."""
+    cdef Py_ssize_t i
+    cdef Block* block
+    for i in range(walk.n if walk.shares else 0):
+        if walk.topo[i].node.kind == BLOCK and block_of(walk.topo[i].node).grad_passes:
+            block = block_of(walk.topo[i].node)
+            block.grad_is_zero = True
+            if block.grad_is_shared:
+                block.grad = NULL
+                block.grad_is_shared = False
+
+
 cdef inline int visit(Node* node, Traversal* walk) except -1:
     """Put a node on the stack, its gradient ready, unless it is a scalar leaf or was visited."""
     if node.kind == LEAF:
@@ -481,7 +590,8 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
         node.grad = 0.0
     else:
         refuse_changed_numbers(node)
-        need_grad(node)
+        if not walk.shares:
+            need_grad(node)
         block_of(node).uses = 1
         walk.entries += size_of(node)
         if block_of(node).op > VIEW:

@@ -213,10 +213,14 @@ static void relu_forward(real *RESTRICT y, const real *RESTRICT x, Index size)
         y[i] = x[i] > 0 ? x[i] : 0;
 }
 
-static void relu_backward(real *RESTRICT dx, int first, const real *RESTRICT dy,
-                          const real *RESTRICT x, Index size)
+/* dx is dy itself where it takes its place. */
+static void relu_backward(real *RESTRICT dx, int first, const real *dy, const real *RESTRICT x,
+                          Index size)
 {
-    if (first)
+    if (dx == dy)
+        for (Index i = 0; i < size; i++)
+            dx[i] *= x[i] > 0 ? (real)1 : (real)0;
+    else if (first)
         for (Index i = 0; i < size; i++)
             dx[i] = (x[i] > 0 ? (real)1 : (real)0) * dy[i];
     else
@@ -267,10 +271,13 @@ FORWARD(add)
     return 0;
 }
 
+/* A gradient that is that of the sum itself has been passed on. */
 BACKWARD(add)
 {
-    PASS_ON(a, dy[i]);
-    PASS_ON(b, dy[i]);
+    if (da != dy)
+        PASS_ON(a, dy[i]);
+    if (db != dy)
+        PASS_ON(b, dy[i]);
 }
 
 FORWARD(subtract)

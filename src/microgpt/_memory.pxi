@@ -135,6 +135,9 @@ cdef struct Block:
     Py_ssize_t capacity  # of data and of grad, in bytes
     bint grad_is_zero  # whatever its memory holds: what is added first is written
     bint grad_is_seen  # through a buffer, so that its memory always holds it
+    bint grad_passes  # an update does not keep it: see share_gradients
+    bint grad_is_shared  # meanwhile: its memory belongs to another block
+    bint is_viewed  # or was: by its rows, which show its gradient
     void* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Py_ssize_t saved_capacity
@@ -155,7 +158,7 @@ cdef struct Block:
     uint8_t op
     uint8_t n_inputs
     bint detached  # computed under no_grad: backward treats it as a leaf
-    Block* next  # in the free list
+    Block* next  # in the free list, or whose gradient has passed
 
 
 cdef enum:
@@ -556,6 +559,7 @@ cdef int resize_block(Node* node, Py_ssize_t rows) except -1:
         free_buffer(block.data, block.capacity)
         free_buffer(block.grad, block.capacity)
         block.data = block.grad = NULL
+        block.grad_is_seen = False
         block.data = new_buffer(n)
         block.capacity = capacity_for(n)
     block.rows = rows

@@ -38,7 +38,10 @@ class Adam:
         adam_update(self, lr)
 
     def minimize(self, loss: Value, lr: float) -> None:
-        """Run loss.backward(), then update(lr)."""
+        """Run loss.backward(), then update(lr).
+
+        Of inner Matrices, those that somebody holds keep their gradients; others may not.
+        """
         adam_minimize(loss, self, lr)
 
     def zero_grad(self) -> None:
