@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import sys
@@ -593,6 +592,8 @@ def _info(options: Namespace) -> int:
 
 
 def _installation() -> dict[str, str]:
+    import platform  # which other commands need not wait for
+
     level = "none (plain Python)"
     if BACKEND == "cython":
         level = import_module(f"{__package__}._core")._level()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -96,7 +95,7 @@ def try_writing(path: str) -> None:
 
 def _part(target: str) -> str:
     """Return an unused name in the folder of target, for a file that is not complete yet."""
-    return os.path.join(os.path.dirname(target), f"microgpt-{secrets.token_hex(8)}.part")
+    return os.path.join(os.path.dirname(target), f"microgpt-{os.urandom(8).hex()}.part")
 
 
 def write_whole(path: str, chunks: Iterable[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from . import __version__
@@ -272,6 +271,8 @@ def _hint(word: str, command: argparse.ArgumentParser) -> str:
     flags = [flag for action in command._actions for flag in action.option_strings]
     if not word.startswith("-"):
         return "; a file of documents is given as --data FILE" if "--data" in flags else ""
+    from difflib import get_close_matches  # for an error alone
+
     name = word.partition("=")[0].replace("_", "-")
     meant = [flag for flag in (name, ELSEWHERE.get(name)) if flag in flags]
     meant = meant or get_close_matches(name[:30], flags, 1, 0.7)

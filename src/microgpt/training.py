@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from itertools import accumulate
 from random import Random
 from threading import RLock
@@ -470,6 +469,8 @@ def train(
     known = list(prepare.__kwdefaults__ or ())
     for name in settings:
         if name not in known:
+            from difflib import get_close_matches  # for an error alone
+
             meant = get_close_matches(name, known, 1)
             hint = f"did you mean {meant[0]}?" if meant else f"the settings are {', '.join(known)}"
             raise TypeError(f"train has no setting {name!r}; {hint}")
