@@ -161,6 +161,25 @@ def test_gradients_that_minimize_does_not_keep_are_0(compiled):
     assert met > 9
 
 
+def test_a_refused_update_leaves_a_gradient_that_is_seen_alone(compiled):
+    class Loading(AdamState):
+        def __setattr__(self, name, value):
+            if name == "step" and value == 2:
+                x.load(wave(5, 8, 0.2))
+            super().__setattr__(name, value)
+
+    x, w = compiled.Matrix.of(wave(5, 8, 0.3)), compiled.Matrix(8, 8)
+    state = Loading([w], [compiled.Matrix(8, 8)], [compiled.Matrix(8, 8)])
+    loss = compiled.mean(compiled.relu(compiled.relu(x) + x))
+    compiled.adam_minimize(loss, state, 0.01)
+    block = loss._inputs[0]._inputs[0]
+    numbers = memoryview(block.grad)
+    with pytest.raises(RuntimeError, match="relu was computed from have changed"):
+        compiled.adam_minimize(loss, state, 0.01)
+    numbers[1, 2] = 7.0
+    assert block[1][2].grad == block.grad[1, 2] == numbers[1, 2] == 7.0
+
+
 @pytest.mark.parametrize("what", ["element", "buffer", "backward"])
 def test_minimize_adds_to_the_gradients_that_a_weight_has(core, what):
     def prepare(state):

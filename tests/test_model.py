@@ -396,6 +396,10 @@ def test_encoded_documents_are_packed_with_bos_before_each(core, code):
         ([1, 2], [0], 4, 0, TypeError),
     ],
 )
-def test_documents_that_do_not_fit_are_refused_alike(core, ids, begins, block_size, bos, error):
-    with pytest.raises(error):
-        core.pack_encoded(ids, begins, block_size, bos)
+def test_documents_that_do_not_fit_are_refused_alike(cores, ids, begins, block_size, bos, error):
+    messages = []
+    for core in cores:
+        with pytest.raises(error) as info:
+            core.pack_encoded(ids, begins, block_size, bos)
+        messages.append(str(info.value))
+    assert messages[0] == messages[1]

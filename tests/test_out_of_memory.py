@@ -182,6 +182,36 @@ def failing(compiled):
     gc.enable()
 
 
+def test_an_update_without_memory_for_its_gradients_is_not_counted(compiled, failing):
+    """Each request fails in turn; the step that finds memory is that of backward and update."""
+    x = compiled.Matrix.of([[0.1, -0.2, 0.4], [0.3, 0.5, -0.1]])
+    numbers = [[0.3, -0.5, 0.7], [0.2, 0.9, -0.4], [0.6, 0.1, 0.8]]
+
+    def prepared():
+        w = compiled.Matrix.of(numbers)
+        y = compiled.linear(x, w)
+        y = y + compiled.linear(compiled.relu(y), w)
+        y = y + compiled.linear(compiled.rmsnorm(y), w)
+        return AdamState([w], *[[compiled.Matrix(3, 3)] for _ in "mv"]), compiled.mean(y)
+
+    expected, loss = prepared()
+    loss.backward()
+    compiled.adam_update(expected, 0.01)
+    state, loss = prepared()
+    for n in range(1, 99):
+        failing(n)
+        try:
+            compiled.adam_minimize(loss, state, 0.01)
+        except MemoryError:
+            assert failing(0)
+            assert (state.step, state.params[0].tolist()) == (0, numbers)
+        else:
+            break
+    failing(0)
+    assert n > 4 and state.step == 1
+    assert state.params[0].tolist() == expected.params[0].tolist()
+
+
 @pytest.mark.parametrize("make", PROGRAMS)
 def test_every_request_for_memory_may_fail(compiled, failing, make):
     program, leaves = make(compiled)

@@ -92,6 +92,45 @@ def test_a_replay_sees_new_parameters(core, net):
     assert replay(*IDS[0]).data == net.loss(*IDS[0]).data != before
 
 
+def test_a_part_without_gradients_may_grow_in_a_replay(core, net):
+    """Its blocks are leaves of the graph, whose memory changes with the rows."""
+
+    def loss(tokens):
+        with core.no_grad():
+            x = core.linear(core.embedding(net.table, tokens), net.places)
+        return core.mean(core.relu(core.linear(x, net.square)))
+
+    moments = [(core.Matrix(3, 3),) for _ in "mv"]
+    results = []
+    for f in (loss, core.Replay(loss)):
+        net.square = core.Matrix.of([[0.5, -0.25, 1.0]] * 3)
+        state = AdamState((net.square,), *moments)
+        for m in moments:
+            m[0].load([[0.0] * 3] * 3)
+        for n in (2, 2, 30, 300, 1, 300):
+            core.adam_minimize(f([0, 1] * n), state, 0.01)
+        results.append(net.square.tolist())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_rows_of_a_block_of_one_number_are_seen_at_every_replay(core, dtype):
+    """It stays where it is, though it has room for more."""
+    table = core.Matrix.of([[0.5], [0.25], [0.125]], dtype)
+
+    def first(tokens, others):
+        core.positions(others)
+        return core.mean(core.relu(core.embedding(table, tokens)[0:1]))
+
+    replay = core.Replay(first)
+    for n, token in enumerate([0, 1, 2, 0, 1]):
+        loss = replay([token], [0] * (1 + n % 3))
+        loss.backward()
+        assert loss.data == [0.5, 0.25, 0.125][token]
+        del loss
+    assert table.grad.tolist() == [[2.0], [2.0], [1.0]]
+
+
 def test_backward_twice_doubles_the_gradients_of_a_replayed_loss_too(core, net):
     replay = core.Replay(net.loss)
     once = net.results(replay, *IDS[3])[1]

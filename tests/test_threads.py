@@ -110,11 +110,11 @@ def test_tokens_are_not_drawn_from_half_an_update(compiled):
 
 
 def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
-    """Another thread takes rows of inner blocks; their gradients are refused, or are their own."""
+    """Of inner blocks another thread takes rows, whose gradients are refused, and entries: 0."""
     n = 256
     w = compiled.Matrix.of([[0.001 * ((7 * i + j) % 13) for j in range(n)] for i in range(n)])
     m, v = compiled.Matrix(n, n), compiled.Matrix(n, n)
-    adam, losses, rows = AdamState([w], [m], [v]), [], []
+    adam, losses, rows, seen = AdamState([w], [m], [v]), [], [], set()
 
     def train():
         for _ in range(12):
@@ -131,6 +131,7 @@ def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
         for loss in losses[:]:
             part = loss._inputs[0]._inputs[1][3:7]
             rows.append(part)
+            seen.update(part[0][i].grad for i in range(0, n, 32))
             for use in (lambda part=part: part.grad[0, 0], compiled.mean(part).backward):
                 try:
                     use()
@@ -140,6 +141,7 @@ def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
     print(f"{len(refused)} times refused")
     changed = "numbers that linear was computed from have changed between its forward and backward"
     assert set(refused) - {changed} == {"another thread is computing a part of this graph"}
+    assert seen == {0.0}
     for part in rows:
         part[1][2].grad = 0.5
         assert part.grad[1, 2] == 0.5

@@ -447,7 +447,7 @@ cdef class Value:
         if self.node.kind != ELEMENT:
             return self.node.grad
         block = block_of(self.node.left)
-        if block.grad is NULL or block.grad_is_zero:
+        if not has_gradient(block):
             return 0.0
         return get_number(block.grad, block.dtype, <Py_ssize_t>self.node.right)
 
@@ -834,11 +834,10 @@ cdef class Matrix:
         cdef Block* owner = owner_of(self.node)
         cdef Py_ssize_t i, n = size_of(self.node), first = first_entry(block) if block.op == VIEW else 0
         cdef double x, data = 0.0, grad = 0.0
-        cdef bint has_grad = owner.grad is not NULL and not owner.grad_is_zero
         for i in range(n):
             x = number_at(block, i)
             data += x * x
-            if has_grad:
+            if has_gradient(owner):
                 x = get_number(owner.grad, owner.dtype, first + i)
                 grad += x * x
         return sqrt(data / n), sqrt(grad / n)
@@ -1590,7 +1589,7 @@ def adam_update(adam, lr):
 def adam_minimize(loss, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
 
-    Of inner Matrices, those that somebody holds keep their gradients; others may not.
+    Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
     """
     cdef _Update update = None
     if not isinstance(loss, Value):

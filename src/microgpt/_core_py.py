@@ -597,8 +597,8 @@ def pack_encoded(
     >>> pack_encoded(array("B", [0, 1, 3, 2, 3]), [0, 3], block_size=4, bos=3)
     ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
     """
-    checks.unsigned_array(ids)
     block_size, bos = checks.integer(block_size, "block_size", 1), checks.index(bos)
+    checks.unsigned_array(ids)
     tokens: list[int] = []
     targets: list[int] = []
     starts: list[int] = []
@@ -860,7 +860,7 @@ def adam_update(adam: Any, lr: float) -> None:
 def adam_minimize(loss: Value, adam: Any, lr: float) -> None:
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
 
-    Of inner Matrices, those that somebody holds keep their gradients; others may not.
+    Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
     """
     checks.instance(loss, "loss", Value)
     loss.backward()

@@ -58,7 +58,10 @@ cdef void release(Node* node) noexcept:
 
 
 cdef int need_grad(Node* node) except -1:
-    """Give a block room for its gradients, 0 at first, if it has none."""
+    """Give a block room for its gradients, 0 at first, if it has none.
+
+    Raises RuntimeError for rows of a block that another thread works on: its room may pass to others.
+    """
     cdef Block* block = block_of(node)
     cdef Block* owner
     if block.grad is not NULL:
@@ -72,6 +75,11 @@ cdef int need_grad(Node* node) except -1:
         block.grad = new_buffer(block.capacity)
         block.grad_is_zero = True
     return 0
+
+
+cdef inline bint has_gradient(Block* owner) noexcept:
+    """Whether the memory for the gradients of a block holds them; else they are 0."""
+    return owner.grad is not NULL and not owner.grad_is_zero and not owner.grad_passes
 
 
 cdef inline void* gradient(Block* block) noexcept nogil:
@@ -272,8 +280,11 @@ cdef inline int require_whole(Node* node) except -1:
 
 
 cdef int require_unused(Node* node) except -1:
-    """Raise RuntimeError if a block is being worked on by a thread that does not hold the GIL."""
-    if owner_of(node).in_use > 0:
+    """Raise RuntimeError if a block is being worked on by a thread that does not hold the GIL.
+
+    Or if an update is about to: what exports its gradient now would show that of others.
+    """
+    if owner_of(node).in_use > 0 or owner_of(node).grad_passes:
         raise RuntimeError(BUSY)
     return 0
 
@@ -299,6 +310,7 @@ cdef struct Traversal:  # one backward
     Py_ssize_t entries  # of all blocks in the graph
     uint64_t changes  # n_changes before
     bint has_scalar_leaves
+    bint has_detached  # blocks, which are leaves of it, but not in topo
     bint shares  # gradients, because it is for an update
 
 
@@ -468,72 +480,80 @@ cdef int refuse_changed_numbers(Node* node) except -1:
 cdef inline bint is_unseen(Node* node) noexcept:
     """Whether nothing shows the gradient of an inner block, so that an update need not keep it."""
     cdef Block* block = block_of(node)
-    return (block.op > VIEW and node.handle is NULL and block.elements is NULL
-            and not block.is_viewed and not block.grad_is_seen)
+    return (block.op > VIEW and not block.detached and node.handle is NULL
+            and block.elements is NULL and not block.is_viewed and not block.grad_is_seen)
 
 
 cdef inline void share(Block* block, void* grad) noexcept:
+    free_buffer(block.grad, block.capacity)
     block.grad = grad
     block.grad_passes = block.grad_is_shared = True
 
 
 cdef int take_room(Node* node, Block** left) except -1:
-    """Give a block room for its gradient, if it has none: what others left, if it is unseen."""
+    """Give a block memory for its gradient, if this update has not: what others left, if unseen."""
     cdef Block* block = block_of(node)
     cdef int size = size_class(block.capacity)
-    if block.op == CONSTANT:
+    if block.op == CONSTANT or block.grad_passes:
         return 0
-    block.grad_passes = is_unseen(node)
-    if block.grad is NULL and block.grad_passes and size < N_CLASSES and left[size] is not NULL:
+    if not is_unseen(node):
+        return need_grad(node)
+    if size < N_CLASSES and left[size] is not NULL:
         share(block, left[size].grad)
         left[size] = left[size].next
-        return 0
-    return need_grad(node)
+    else:
+        need_grad(node)
+        block.grad_passes = True
+    return 0
 
 
-cdef inline bint inherits(Node* node, Block* y) noexcept:
-    """Whether the gradient of y can be that of an input as well."""
+cdef inline bint can_inherit(Node* node, Block* y) noexcept:
+    """Whether the gradient of y can be that of an input too: nothing was passed on to it before."""
     cdef Block* x = block_of(node)
-    return (x.grad is NULL and is_unseen(node) and x.rows == y.rows
+    return (is_unseen(node) and not x.grad_passes and x.rows == y.rows
             and x.capacity == y.capacity)
 
 
-cdef bint share_with_inputs(Block* y, Node* following, Block** guest) noexcept:
-    """Let the terms of a sum, or the input of a relu, have its gradient as theirs.
+cdef inline bint has_input(Block* block, Node* node) noexcept:
+    cdef int i
+    for i in range(block.n_inputs):
+        if block.inputs[i] is node:
+            return True
+    return False
 
-    Returns whether one of them keeps it. following: the node whose turn is after that of y. If it is
-    the other term, it reads the gradient before anything is added; then it is the guest.
+
+cdef bint share_with_inputs(Block* y, Node* next, Block** reader) noexcept:
+    """Let a term of a sum, or the input of a relu, have its gradient; return whether one does.
+
+    next: the node that passes its gradient on after y. If it is the other term, it reads the same
+    gradient before anything is added to it; then it is set as reader.
     """
     cdef Node* heir
     cdef Node* other
-    cdef int j
-    for j in range(y.n_inputs):
-        heir, other = y.inputs[j], y.inputs[1 - j]
-        if heir is other or not inherits(heir, y):
-            continue
-        share(block_of(heir), y.grad)
-        if (other is following and inherits(other, y)
-                and block_of(other).inputs[0] is not heir
-                and block_of(other).inputs[1] is not heir
-                and block_of(other).inputs[2] is not heir):
-            guest[0] = block_of(other)
-            share(guest[0], y.grad)
-        return True
+    cdef int i
+    for i in range(y.n_inputs):
+        heir, other = y.inputs[i], y.inputs[1 - i]
+        if heir is not other and can_inherit(heir, y):
+            share(block_of(heir), y.grad)
+            if other is next and can_inherit(other, y) and not has_input(block_of(other), heir):
+                reader[0] = block_of(other)
+                share(reader[0], y.grad)
+            return True
     return False
 
 
 cdef int share_gradients(Traversal* walk) except -1:
-    """Give the blocks of a sorted graph room for their gradients, in an update.
+    """Give the blocks of a sorted graph memory for their gradients, in an update.
 
-    An unseen block that has passed its gradient on leaves the room to others: they find it in a
+    An unseen block that has passed its gradient on leaves the memory to others: they find it in a
     cache, and less is needed. What an op would pass on as it is, or change entry by entry, stays
     where it is.
     """
     cdef Py_ssize_t i, j
     cdef Node* node
     cdef Block* y
-    cdef Block* guest = NULL
-    cdef Block* left[N_CLASSES]  # those whose room others may have, by size
+    cdef Block* reader = NULL
+    cdef Block* left[N_CLASSES]  # of each size the blocks whose memory others may have
     cdef int size
     cdef bint leaves
     memset(left, 0, sizeof(left))
@@ -544,9 +564,9 @@ cdef int share_gradients(Traversal* walk) except -1:
         if node.kind != BLOCK:
             continue
         y = block_of(node)
-        leaves, guest = y.grad_passes and y is not guest, NULL
+        leaves, reader = y.grad_passes and y is not reader, NULL
         if leaves and (y.op == MATRIX_ADD or y.op == MATRIX_RELU) and i > 0:
-            leaves = not share_with_inputs(y, walk.topo[i - 1].node, &guest)
+            leaves = not share_with_inputs(y, walk.topo[i - 1].node, &reader)
         for j in range(y.n_inputs):
             take_room(y.inputs[j], left)
         size = size_class(y.capacity)
@@ -557,16 +577,18 @@ cdef int share_gradients(Traversal* walk) except -1:
 
 
 cdef void end_sharing(Traversal* walk) noexcept:
-    """Leave the room of gradients that passed to those who had it first, for another update."""
+    """Leave the memory of gradients that passed with those that had it first; they are 0 now."""
     cdef Py_ssize_t i
     cdef Block* block
-    for i in range(walk.n if walk.shares else 0):
+    if not walk.shares:
+        return
+    for i in range(walk.n):
         if walk.topo[i].node.kind == BLOCK and block_of(walk.topo[i].node).grad_passes:
             block = block_of(walk.topo[i].node)
-            block.grad_is_zero = True
             if block.grad_is_shared:
                 block.grad = NULL
-                block.grad_is_shared = False
+            block.grad_is_zero = True
+            block.grad_passes = block.grad_is_shared = False
 
 
 cdef inline int visit(Node* node, Traversal* walk) except -1:
@@ -582,6 +604,7 @@ cdef inline int visit(Node* node, Traversal* walk) except -1:
         raise RuntimeError(BUSY)
     if node.kind == BLOCK and block_of(node).detached:
         if block_of(node).op != CONSTANT:
+            walk.has_detached = True
             need_grad(node)
         return 0
     if walk.depth == walk.stack_capacity:

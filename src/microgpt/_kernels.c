@@ -213,7 +213,7 @@ static void relu_forward(real *RESTRICT y, const real *RESTRICT x, Index size)
         y[i] = x[i] > 0 ? x[i] : 0;
 }
 
-/* dx is dy itself where it takes its place. */
+/* dx may be dy: then it is changed in place. */
 static void relu_backward(real *RESTRICT dx, int first, const real *dy, const real *RESTRICT x,
                           Index size)
 {
@@ -271,7 +271,7 @@ FORWARD(add)
     return 0;
 }
 
-/* A gradient that is that of the sum itself has been passed on. */
+/* An input whose gradient is in the memory of dy has it already. */
 BACKWARD(add)
 {
     if (da != dy)

@@ -135,9 +135,9 @@ cdef struct Block:
     Py_ssize_t capacity  # of data and of grad, in bytes
     bint grad_is_zero  # whatever its memory holds: what is added first is written
     bint grad_is_seen  # through a buffer, so that its memory always holds it
-    bint grad_passes  # an update does not keep it: see share_gradients
-    bint grad_is_shared  # meanwhile: its memory belongs to another block
-    bint is_viewed  # or was: by its rows, which show its gradient
+    bint grad_passes  # during an update, which does not keep it: see share_gradients
+    bint grad_is_shared  # during an update: it is in the memory of another block
+    bint is_viewed  # a Matrix was made of some of its rows, which shows its gradient too
     void* saved  # what backward needs of the forward
     Py_ssize_t n_saved
     Py_ssize_t saved_capacity
@@ -158,7 +158,7 @@ cdef struct Block:
     uint8_t op
     uint8_t n_inputs
     bint detached  # computed under no_grad: backward treats it as a leaf
-    Block* next  # in the free list, or whose gradient has passed
+    Block* next  # in the free list, or of those that have passed their gradient on
 
 
 cdef enum:
@@ -444,7 +444,7 @@ cdef inline Py_ssize_t capacity_for(Py_ssize_t n) noexcept:
 
 cdef inline bint has_room(Py_ssize_t capacity, Py_ssize_t n) noexcept:
     """Whether a buffer is kept for n bytes: one size serves documents that differ by a few."""
-    return capacity // 8 <= n <= capacity
+    return n <= capacity and (capacity == 64 or capacity // 8 <= n)
 
 
 cdef void* new_buffer(Py_ssize_t n) except NULL:

@@ -242,10 +242,10 @@ def pack_encoded(ids, begins, block_size, bos):
     cdef list tokens = [], targets = [], starts = []
     cdef Py_ssize_t n, i, end, last, longest, stop
     cdef Py_buffer buffer
-    if type(ids) is not array:
-        checks.unsigned_array(ids)
     if not (PyLong_CheckExact(block_size) and block_size > 0 and PyLong_CheckExact(bos)):
         block_size, bos = checks.integer(block_size, "block_size", 1), checks.index(bos)
+    if type(ids) is not array:
+        checks.unsigned_array(ids)
     longest, stop = PyNumber_AsSsize_t(block_size, NULL), PyNumber_AsSsize_t(bos, NULL)
     PyObject_GetBuffer(ids, &buffer, PyBUF_FORMAT)  # so that nobody changes its length
     try:
@@ -253,9 +253,11 @@ def pack_encoded(ids, begins, block_size, bos):
             checks.unsigned_array(ids)
         n = buffer.len // buffer.itemsize
         for begin in begins:
+            if not PyLong_CheckExact(begin):
+                begin = checks.index(begin)
             i = PyNumber_AsSsize_t(begin, NULL)
             if not 0 <= i < n:
-                refuse(checks.place, (i, n))
+                refuse(checks.place, (begin, n))
             starts.append(len(tokens))
             tokens.append(bos)
             end = n if n - i < longest else i + longest
@@ -597,7 +599,9 @@ cdef class _Graph:
 cdef void keep_order(Node* root, Traversal* walk, _Update update) noexcept:
     """Let the graph of a root, if it is a replayed one, keep its order for other updates."""
     cdef _Graph graph
-    if root.kind == MEAN and root.right is not NULL and not walk.has_scalar_leaves:
+    # The gradients of leaves that are not in it only a sort looks after.
+    if (root.kind == MEAN and root.right is not NULL
+            and not (walk.has_scalar_leaves or walk.has_detached)):
         graph = <_Graph>root.right
         free_array(graph.topo, graph.topo_capacity, sizeof(Visit))
         graph.topo, graph.n_topo, graph.topo_capacity = walk.topo, walk.n, walk.capacity

@@ -40,7 +40,7 @@ class Adam:
     def minimize(self, loss: Value, lr: float) -> None:
         """Run loss.backward(), then update(lr).
 
-        Of inner Matrices, those that somebody holds keep their gradients; others may not.
+        Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
         """
         adam_minimize(loss, self, lr)
 

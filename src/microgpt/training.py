@@ -143,9 +143,9 @@ class Run:
             raise AttributeError(f"the {name} of a run cannot be replaced: prepare another run")
         if name in ("dataset", "sha256"):
             value = os.fsdecode(value)  # type: ignore[arg-type]  # of a path too; TypeError
+        object.__setattr__(self, name, value)
         if name == "documents":
             self._encoded: tuple[array[int], Sequence[int], int, int] | None = None  # when needed
-        object.__setattr__(self, name, value)
 
     @property
     def recent_loss(self) -> float:
@@ -171,9 +171,10 @@ class Run:
 
     def _pack(self, step: int) -> tuple[list[int], list[int], list[int]]:
         """Return tokens, targets and first rows of the documents of a step."""
-        if self._encoded is None:
-            self._encoded = self._encode_all()
-        (ids, begins, block_size, bos), config = self._encoded, self.config
+        encoded, config = self._encoded, self.config
+        if encoded is None:
+            encoded = self._encoded = self._encode_all()
+        ids, begins, block_size, bos = encoded
         size, n = config.batch_size, len(begins)
         first = step * size % n
         if config.unit == "stream":
