@@ -27,7 +27,8 @@
  *
  *   - A tile is 8 or 16 rows by one vector, so that each factor is a memory operand used once: to
  *     broadcast it into a register costs as much as a product on AMD's Zen 4.
- *   - Forward transposes 8 rows of the weights, so that no sum runs across lanes.
+ *   - Forward transposes 8 rows of the weights, so that no sum runs across lanes; with fewer than 15
+ *     rows that takes longer than it saves, and a vector has four terms of two dot products.
  *   - 16 rows of a weight's gradient at a time go to Adam; only those of the embeddings are stored.
  *     Straight from the registers it would be slower, most of all in large models: Adam would walk
  *     16 rows of each of three arrays at once.
@@ -399,10 +400,57 @@ INLINE void transpose_8(const double *from, const int step, double *to)
         }
 }
 
+/* The sums over four lanes of eight dot products: each vector has those of the columns p and p + 2. */
+INLINE wide wide_totals(const wide *sum)
+{
+    const __m512i low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+    const __m512i high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+    __m512d pairs[2];
+    for (int i = 0; i < 2; i++) {
+        __m512d a = (__m512d)sum[2 * i], b = (__m512d)sum[2 * i + 1];
+        pairs[i] = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    }
+    return (wide)_mm512_add_pd(_mm512_permutex2var_pd(pairs[0], low, pairs[1]),
+                               _mm512_permutex2var_pd(pairs[0], high, pairs[1]));
+}
+
+/* Up to 7 rows x 8 columns of `forward_product`, without a transposed copy of the weights. */
+INLINE void forward_tile(const int rows, const int inner, const int outer, const double *x,
+                         const double *w, double *y, const int finish, const double *extra)
+{
+    wide sum[7][4];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < 4; p++) sum[r][p] = wide_all(0.0);
+    for (int i = 0; i < inner; i += 4) {
+        wide column[4]; /* 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
+        for (int p = 0; p < 4; p++) {
+            const double *first = w + (p + (p & 2)) * inner + i;
+            column[p] = (wide)_mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)at(first)),
+                                                 (__m256d)at(first + 2 * inner), 1);
+        }
+        for (int r = 0; r < rows; r++) {
+            const wide row = (wide)_mm512_broadcast_f64x4((__m256d)at(x + r * inner + i));
+            for (int p = 0; p < 4; p++) sum[r][p] += row * column[p];
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        wide_put(y + r * outer, wide_finished(wide_totals(sum[r]), finish, extra + r * outer));
+}
+
 /* y (rows, outer) = x (rows, inner) @ w^T, w (outer, inner); `extra` has the shape of y. */
 INLINE void forward_product(int rows, const int inner, const int outer, const double *x,
                             const double *w, double *y, const int finish, const double *extra)
 {
+    if (rows < 15) {
+#define FEW                                                                                       \
+    forward_tile(count, inner, outer, x + t * inner, w + o * inner, y + t * outer + o, finish,    \
+                 extra + t * outer + o)
+        for (int o = 0; o < outer; o += 8)
+            FOR_TILES(rows, 7,
+                      CASE(1, FEW) CASE(2, FEW) CASE(3, FEW) CASE(4, FEW)
+                      CASE(5, FEW) CASE(6, FEW) CASE(7, FEW))
+        return;
+    }
     double panel[inner * 8] ALIGNED;
 #define DOTS                                                                                      \
     wide_tile(count, inner, x + t * inner, panel, 8, y + t * outer + o, outer, finish,            \
