@@ -10,7 +10,7 @@ import sys
 from setuptools import Extension, setup
 
 # The files that the sources include.
-PARTS = ("_memory.pxi", "_graph.pxi", "_replay.pxi", "_sampling.pxi")
+PARTS = ("_memory.pxi", "_graph.pxi", "_sharing.pxi", "_replay.pxi", "_sampling.pxi")
 HEADERS = ("_kernels.h", "_vec.h", "_vec64.h", "_vec32.h")
 KERNELS = [f"_kernels{bits}{level}.c" for bits in ("", "32") for level in ("", "_avx2", "_avx512")]
 

@@ -110,7 +110,10 @@ def test_tokens_are_not_drawn_from_half_an_update(compiled):
 
 
 def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
-    """Of inner blocks another thread takes rows, whose gradients are refused, and entries: 0."""
+    """Of inner blocks another thread takes rows, whose gradients are refused, and entries.
+
+    The gradients of these are 0, or their own where they were taken before the update.
+    """
     n = 256
     w = compiled.Matrix.of([[0.001 * ((7 * i + j) % 13) for j in range(n)] for i in range(n)])
     m, v = compiled.Matrix(n, n), compiled.Matrix(n, n)
@@ -141,7 +144,7 @@ def test_no_gradient_that_passes_is_seen_while_an_update_runs(compiled):
     print(f"{len(refused)} times refused")
     changed = "numbers that linear was computed from have changed between its forward and backward"
     assert set(refused) - {changed} == {"another thread is computing a part of this graph"}
-    assert seen == {0.0}
+    assert seen <= {0.0, 1 / n**2}
     for part in rows:
         part[1][2].grad = 0.5
         assert part.grad[1, 2] == 0.5

@@ -139,6 +139,7 @@ cdef extern from *:
 
 include "_memory.pxi"  # nodes, blocks and buffers: ownership and reuse
 include "_graph.pxi"  # children, release, the forward and backward of a block, sort, sweep
+include "_sharing.pxi"  # memory that gradients share in an update
 
 
 cdef Node* node_for_next_handle = NULL  # of a Matrix; NULL: a new leaf
@@ -834,10 +835,11 @@ cdef class Matrix:
         cdef Block* owner = owner_of(self.node)
         cdef Py_ssize_t i, n = size_of(self.node), first = first_entry(block) if block.op == VIEW else 0
         cdef double x, data = 0.0, grad = 0.0
+        cdef bint has_grad = has_gradient(owner)
         for i in range(n):
             x = number_at(block, i)
             data += x * x
-            if has_gradient(owner):
+            if has_grad:
                 x = get_number(owner.grad, owner.dtype, first + i)
                 grad += x * x
         return sqrt(data / n), sqrt(grad / n)
@@ -1589,7 +1591,8 @@ def adam_update(adam, lr):
 def adam_minimize(loss, adam, lr):
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
 
-    Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
+    The gradient of an inner Matrix is sure to be kept only while the Matrix, rows or an entry of
+    it are referenced.
     """
     cdef _Update update = None
     if not isinstance(loss, Value):

@@ -860,7 +860,8 @@ def adam_update(adam: Any, lr: float) -> None:
 def adam_minimize(loss: Value, adam: Any, lr: float) -> None:
     """Run loss.backward() and take the Adam step; arguments and errors as in adam_update.
 
-    Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
+    The gradient of an inner Matrix is sure to be kept only while the Matrix, rows or an entry of
+    it are referenced.
     """
     checks.instance(loss, "loss", Value)
     loss.backward()

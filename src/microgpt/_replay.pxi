@@ -240,7 +240,7 @@ def pack_encoded(ids, begins, block_size, bos):
     ([3, 0, 1, 3, 2], [0, 1, 3, 2, 3], [0, 3])
     """
     cdef list tokens = [], targets = [], starts = []
-    cdef Py_ssize_t n, i, end, last, longest, stop
+    cdef Py_ssize_t n, i, j, end, number, longest, stop
     cdef Py_buffer buffer
     if not (PyLong_CheckExact(block_size) and block_size > 0 and PyLong_CheckExact(bos)):
         block_size, bos = checks.integer(block_size, "block_size", 1), checks.index(bos)
@@ -259,18 +259,15 @@ def pack_encoded(ids, begins, block_size, bos):
             if not 0 <= i < n:
                 refuse(checks.place, (begin, n))
             starts.append(len(tokens))
-            tokens.append(bos)
             end = n if n - i < longest else i + longest
-            last = id_at(buffer.buf, buffer.itemsize, i)
-            target = last
-            targets.append(target)
-            i += 1
-            while i < end and last != stop:
+            target = bos
+            for j in range(i, end):
                 tokens.append(target)
-                last = id_at(buffer.buf, buffer.itemsize, i)
-                target = last
+                number = id_at(buffer.buf, buffer.itemsize, j)
+                target = number
                 targets.append(target)
-                i += 1
+                if number == stop:
+                    break
     finally:
         PyBuffer_Release(&buffer)
     return tokens, targets, starts
@@ -599,7 +596,7 @@ cdef class _Graph:
 cdef void keep_order(Node* root, Traversal* walk, _Update update) noexcept:
     """Let the graph of a root, if it is a replayed one, keep its order for other updates."""
     cdef _Graph graph
-    # The gradients of leaves that are not in it only a sort looks after.
+    # Only a sort gives gradients to leaves that are not in the order.
     if (root.kind == MEAN and root.right is not NULL
             and not (walk.has_scalar_leaves or walk.has_detached)):
         graph = <_Graph>root.right

@@ -40,7 +40,8 @@ class Adam:
     def minimize(self, loss: Value, lr: float) -> None:
         """Run loss.backward(), then update(lr).
 
-        Inner Matrices that nobody holds, nor rows or entries of them, may lose their gradients.
+        The gradient of an inner Matrix is sure to be kept only while the Matrix, rows or an entry
+        of it are referenced.
         """
         adam_minimize(loss, self, lr)
 
